@@ -1,0 +1,1 @@
+"""The storage drivers that come with layerfs, one module each; an entry point of ``layerfs.drivers`` names each."""

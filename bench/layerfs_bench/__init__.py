@@ -1,0 +1,1 @@
+"""Measure what a storage driver costs: workloads, runner, statistics and report."""

@@ -1,0 +1,1 @@
+"""The FUSE union file system of layerfs, and the driver that mounts it."""

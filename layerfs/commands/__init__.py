@@ -1,0 +1,1 @@
+"""The sub-commands of ``layerfs``, one module per verb."""

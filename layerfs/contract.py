@@ -1,0 +1,222 @@
+"""The contract between the core and a storage driver: the words that everything else is said in.
+
+*active* (writable), *view* (read-only) and *committed* (immutable, may be a parent) are the kinds of snapshot. A driver
+turns snapshot ids into bytes on disk and returns `Mount`s; it never mounts, and knows neither names nor labels. The
+rules follow containerd's ``core/snapshots/snapshotter.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar, NewType, Protocol, runtime_checkable
+
+SnapshotId = NewType("SnapshotId", int)
+"""A snapshot's number in its store: positive, never used twice, and the name of its directory, dataset or device."""
+
+
+class Kind(StrEnum):
+    """What a snapshot may be used for."""
+
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTED = "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a driver is told of a snapshot.
+
+    ``parents`` holds the ids below it, the nearest first, down to the one without a parent.
+    """
+
+    id: SnapshotId
+    kind: Kind
+    parents: tuple[SnapshotId, ...] = ()
+
+    @property
+    def parent(self) -> SnapshotId | None:
+        """Return the nearest snapshot below, or None for one that starts empty."""
+        return self.parents[0] if self.parents else None
+
+    @property
+    def writable(self) -> bool:
+        """Tell whether its mounts allow writing."""
+        return self.kind is Kind.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    r"""One mount to perform, in the form of containerd's ``mount.Mount`` and of mount(8).
+
+    ``type`` is a file system type or "bind"; ``options`` are those of mount(8), so "ro", "bind", "lowerdir=a:b" with
+    ``:`` and ``\`` inside a path escaped by ``\``. ``target`` is empty for the mount that goes to the caller's own
+    target. Otherwise it is the absolute place of a mount that several snapshots share and that stands below the next
+    ones: perform it unless it is there already.
+    """
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+    target: str = ""
+
+    @property
+    def read_only(self) -> bool:
+        """Tell whether this mount forbids writing."""
+        return "ro" in self.options
+
+    def with_options(self, *options: str) -> Mount:
+        """Return this mount with further options."""
+        return replace(self, options=(*self.options, *options))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a snapshot takes on disk without its parents: ``size`` in bytes of allocated space, and ``inodes``."""
+
+    size: int = 0
+    inodes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add two usages."""
+        return Usage(self.size + other.size, self.inodes + other.inodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What the snapshotter knows of a snapshot; ``parent`` is the name of a committed one, or ""."""
+
+    name: str
+    kind: Kind
+    parent: str
+    created: datetime
+    updated: datetime
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class CopyUnit(StrEnum):
+    """What the first write to lower data copies."""
+
+    FILE = "file"
+    BLOCK = "block"
+    TREE = "tree"
+    """Everything, when the snapshot is made: a plain copy."""
+
+
+class WritePolicy(StrEnum):
+    """Where a first write to lower data goes."""
+
+    COPY_ON_WRITE = "copy-on-write"
+    REDIRECT_ON_WRITE = "redirect-on-write"
+    IN_PLACE = "in-place"
+    """A snapshot shares nothing, so a write finds data of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a driver declares of itself; tests and benchmarks ask this, never a driver's name.
+
+    ``max_layers`` is the largest number of snapshots in one chain, the active one not counted; None is no limit.
+    ``rebase`` tells that `Snapshotter.commit` may give a parentless snapshot its parent, so that the layers of an
+    image can be unpacked side by side. ``rootless`` tells that an ordinary user can work with it in a user namespace.
+    """
+
+    copy_unit: CopyUnit
+    write_policy: WritePolicy
+    max_layers: int | None = None
+    rebase: bool = False
+    rootless: bool = False
+
+
+class Driver(Protocol):
+    """Turn snapshot ids into bytes on disk.
+
+    The core calls it with ids that it has reserved, never twice at the same time for the same id. Errors are
+    `LayerfsError`s; an ``OSError`` that leaves a driver is translated by the core.
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the bytes of an active snapshot or view on top of ``snapshot.parent``; leave nothing on failure.
+
+        The root directory of one without a parent has mode 0755 whatever the umask; others keep their parent's.
+        """
+        ...
+
+    def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return the mounts that show it; pure: the same answer every time, and nothing is touched."""
+        ...
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """Make an active snapshot immutable and durable; doing it twice is no error (recovery may)."""
+        ...
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Measure what it takes without its parents."""
+        ...
+
+    def remove(self, id: SnapshotId) -> None:  # noqa: A002  the field's word, and design.md's
+        """Delete its bytes, whatever state a crash left them in; what is gone already is no error."""
+        ...
+
+    def ids(self) -> Iterable[SnapshotId]:
+        """List every id of which bytes exist, whole or partial, so that the core can reclaim orphans."""
+        ...
+
+    def close(self) -> None:
+        """Release what the driver holds open; doing it twice is no error."""
+        ...
+
+
+class Whiteouts(StrEnum):
+    """How a directory that holds a layer says that a name of lower layers is gone."""
+
+    REMOVE = "remove"
+    """It does not: the directory is a whole tree, and what is gone is not there."""
+    OVERLAY = "overlay"
+    """Character device 0/0, and ``trusted.overlay.opaque=y`` (kernel document overlayfs.rst)."""
+    OVERLAY_USER = "overlay-user"
+    """Character device 0/0, and ``user.overlay.opaque=y``, for mounts with ``userxattr``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRoot:
+    """The directory of one snapshot as the layer engine reads and writes it without a mount."""
+
+    path: Path
+    whiteouts: Whiteouts
+
+
+@runtime_checkable
+class DirectAccess(Protocol):
+    """Optional power: show a snapshot's own directory, so that layers are unpacked and diffed without a mount."""
+
+    def layer_root(self, snapshot: Snapshot) -> LayerRoot:
+        """Return the directory; for whiteout styles other than REMOVE it holds what differs from the parent only."""
+        ...
+
+
+@runtime_checkable
+class VolatileMounts(Protocol):
+    """Optional power: mounts that never sync, for data that may be lost (overlay's ``volatile``)."""
+
+    def volatile_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return the mounts of `Driver.mounts` without durability."""
+        ...
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Sync what a volatile mount wrote, after its unmount, and allow the next mount."""
+        ...
+
+
+DriverFactory = Callable[[Path, Mapping[str, str]], Driver]
+"""Open a driver on its directory (made if missing), with its options; an entry point of ``layerfs.drivers`` names one.
+
+It raises `Unsupported` with a hint where the host cannot have it, found out by trying, and `InvalidArgument` for an
+option that it does not know.
+"""

@@ -1,0 +1,1 @@
+"""What layerfs asks of the Linux kernel: system calls, mounts, user namespaces and loop devices."""

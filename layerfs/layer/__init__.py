@@ -1,0 +1,1 @@
+"""The layer engine: apply (tar to directory) and diff (directory to tar)."""

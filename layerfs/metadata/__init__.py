@@ -1,0 +1,1 @@
+"""What the store remembers: the one home of SQL."""

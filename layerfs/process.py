@@ -1,0 +1,48 @@
+"""The one home of subprocesses: a list of words, never a shell, and an error that holds the program's last words."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from layerfs.errors import CommandFailed, Unsupported
+
+_LAST_WORDS = 2000
+"""Characters of a failed program's standard error that go into the message."""
+
+
+def require(tool: str, *, package: str) -> str:
+    """Return the absolute path of a program; raise `Unsupported` that names the package to install."""
+    path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if path is None:
+        raise Unsupported(f"the program {tool!r} is not installed", hint=f"apt-get install {package}")
+    return path
+
+
+def run(
+    arguments: Sequence[str], *, package: str, env: Mapping[str, str] | None = None, timeout: float | None = 600
+) -> str:
+    """Run a program to its end and return its standard output.
+
+    ``package`` is the Debian package that brings the program; ``timeout`` is in seconds. Raise `Unsupported` where it
+    is missing and `CommandFailed` where it fails.
+    """
+    command = [require(arguments[0], package=package), *arguments[1:]]
+    try:
+        done = subprocess.run(
+            command,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=env,
+            timeout=timeout,
+        )
+    except subprocess.CalledProcessError as error:
+        words = (error.stderr or error.stdout or "").strip()[-_LAST_WORDS:]
+        raise CommandFailed(f"`{' '.join(arguments)}` failed with status {error.returncode}: {words}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(f"`{' '.join(arguments)}` did not end within {timeout} s") from error
+    return done.stdout
