@@ -1,0 +1,150 @@
+"""The connection to ``meta.db``: WAL, one connection a thread, transactions, migrations, errors of the closed set.
+
+Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#pragma_synchronous.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
+from layerfs.metadata.schema import MIGRATIONS
+
+_WAIT = 60.0
+"""Seconds that a writer waits for the others before it gives up."""
+
+
+class Database:
+    """A store's metadata, shared by any number of threads and processes.
+
+    ``create`` makes a new one where there is none. Raise `FailedPrecondition` for a format that is newer than this
+    layerfs, and `Corrupt` for what is no database of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._pid = os.getpid()
+        with _translated(self.path):
+            self._migrate()
+
+    def close(self) -> None:
+        """Close every thread's connection; doing it twice is no error."""
+        if os.getpid() != self._pid:
+            return
+        with self._guard:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+        self._local = threading.local()
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection whose reads all see one state of the database."""
+        with self._transaction("BEGIN DEFERRED") as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Give a connection inside a write transaction, which is rolled back if the block raises.
+
+        ``durable=False`` does not wait for the disk: the next durable commit brings it along, a power cut may lose it.
+        """
+        connection = self._connection()
+        with _translated(self.path):
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield connection
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        connection = self._connection()
+        with _translated(self.path):
+            connection.execute(begin)
+        try:
+            with _translated(self.path):
+                yield connection
+                connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _connection(self) -> sqlite3.Connection:
+        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
+        if held is not None and held[0] == os.getpid():
+            return held[1]
+        # A connection must not be used, nor closed, in a child of the process that made it (sqlite.org/howtocorrupt).
+        connection = self._connect()
+        self._local.held = (os.getpid(), connection)
+        with self._guard:
+            self._connections.append(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        with _translated(self.path):
+            connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA trusted_schema = OFF")
+        return connection
+
+    def _migrate(self) -> None:
+        if self._version() == len(MIGRATIONS):
+            return
+        with self.write() as connection:
+            # Another process may have done it meanwhile: the version is read again under the lock.
+            version = self._version()
+            if version > len(MIGRATIONS):
+                raise FailedPrecondition(
+                    f"{self.path} has format {version}; this layerfs knows formats up to {len(MIGRATIONS)}",
+                    hint="use the newer layerfs that made this store; nothing was changed",
+                )
+            for script in MIGRATIONS[version:]:
+                for statement in _statements(script):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _version(self) -> int:
+        return int(self._connection().execute("PRAGMA user_version").fetchone()[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script, since ``executescript`` would commit the transaction that it runs in."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translate(path, error) from error
+
+
+def _translate(path: Path, error: sqlite3.Error) -> LayerfsError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_FULL:
+            return NoSpace(f"no space to write {path}", hint="free some space, then try again")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Busy(f"{path} was locked by another process for {_WAIT:.0f} s", hint="try again")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return Corrupt(f"{path} is damaged or is no layerfs database: {error}", hint="is this the right store?")
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_AUTH:
+            return PermissionDenied(f"cannot open {path} for writing: {error}", hint="run it as the store's owner")
+        case _:
+            return OperationFailed(f"{path}: {error}")
