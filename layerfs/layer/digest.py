@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from layerfs.errors import InvalidArgument, Unsupported
 
@@ -35,23 +35,24 @@ class Digest(str):
 
     __slots__ = ()
 
-    def __new__(cls, text: str) -> Digest:
+    def __new__(cls, text: str) -> Self:
+        """Check the text and keep it."""
         if not _SHA256.fullmatch(text):
             raise _refusal(text)
         return super().__new__(cls, text)
 
     @classmethod
-    def parse(cls, text: str) -> Digest:
+    def parse(cls, text: str) -> Self:
         """Return the digest that the text is; raise as the class does."""
         return cls(text)
 
     @classmethod
-    def of(cls, data: bytes) -> Digest:
+    def of(cls, data: bytes) -> Self:
         """Return the digest of these bytes."""
         return cls.of_hash(hashlib.sha256(data))
 
     @classmethod
-    def of_hash(cls, hashed: Hash) -> Digest:
+    def of_hash(cls, hashed: Hash) -> Self:
         """Return the digest of what a SHA-256 object has been fed."""
         return cls(f"sha256:{hashed.hexdigest()}")
 

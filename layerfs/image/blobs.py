@@ -1,0 +1,315 @@
+"""The blobs of a store: files named by the digest of what is in them, verified as they come in, durable once named.
+
+``<root>/sha256/<64 digits>`` are whole blobs, ``<root>/ingest/`` those that are being written. A blob is written under
+a random name, synced, and renamed, so a name never stands for other bytes, whatever crashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Protocol, Self
+
+from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, os_error
+from layerfs.events import Listener, Progress, ignore
+from layerfs.image.descriptor import Descriptor
+from layerfs.image.documents import MAX_DOCUMENT
+from layerfs.layer.digest import Digest
+
+CHUNK: Final = 1 << 20
+"""Bytes read, hashed and written at once."""
+
+_CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_BLOB_MODE: Final = 0o444
+
+
+class Blobs(Protocol):
+    """Where blobs can be read from: a store's, or an archive's."""
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        """Open a blob; raise `NotFound` where it is not there, and verify nothing."""
+        ...
+
+
+class BlobStore:
+    """The blobs below one directory; several processes may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the store, and make its directories where they are not there."""
+        self.root = root
+        self._blobs = root / "sha256"
+        self._ingest = root / "ingest"
+        try:
+            if not self._ingest.is_dir():
+                self._blobs.mkdir(parents=True, exist_ok=True)
+                self._ingest.mkdir(exist_ok=True)
+                _sync_directory(root)
+        except OSError as error:
+            raise os_error(f"make a store of blobs at {root}", error) from error
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the blob is, or would be."""
+        return self._blobs / digest.hex
+
+    def has(self, digest: Digest) -> bool:
+        """Tell whether the blob is there."""
+        return self.path(digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        """Return the size of a blob in bytes; raise `NotFound` where it is not there."""
+        try:
+            return self.path(digest).stat().st_size
+        except OSError as error:
+            raise _missing(digest, error) from error
+
+    def open(self, blob: Digest | Descriptor) -> BinaryIO:
+        """Open a blob for reading; raise `NotFound` where it is not there. Its bytes were verified when they came."""
+        digest = blob.digest if isinstance(blob, Descriptor) else blob
+        try:
+            return self.path(digest).open("rb")
+        except OSError as error:
+            raise _missing(digest, error) from error
+
+    def read(self, digest: Digest) -> bytes:
+        """Return a small blob whole (a manifest, a configuration), verified again.
+
+        Raise `NotFound`, and `Corrupt` where the disk has other bytes or it has more than 4 MiB.
+        """
+        descriptor = Descriptor("", digest, self.size(digest))
+        return read_document(self, descriptor, f"blob {digest}")
+
+    def put(
+        self,
+        stream: BinaryIO,
+        descriptor: Descriptor,
+        listener: Listener = ignore,
+        *,
+        action: str = "import",
+    ) -> None:
+        """Keep what the stream holds to its end, if it is what the descriptor says; else raise `Corrupt`, keep nothing.
+
+        A blob that is there already with this size is not read again.
+        """
+        if self.has(descriptor.digest) and self.size(descriptor.digest) == descriptor.size:
+            listener(Progress(action, str(descriptor.digest), descriptor.size, descriptor.size))
+            return
+        with self.writer() as writer:
+            for chunk in verified(stream, descriptor, f"blob {descriptor.digest}", listener, action=action):
+                writer.write(chunk)
+            writer.commit(descriptor.digest)
+
+    def put_bytes(self, data: bytes) -> Digest:
+        """Keep these bytes, and return their digest."""
+        with self.writer() as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def writer(self) -> BlobWriter:
+        """Begin a blob whose digest is known at its end: a context manager that keeps nothing unless committed."""
+        return BlobWriter(self._ingest, self._blobs)
+
+    def remove(self, digest: Digest) -> None:
+        """Delete a blob; one that is gone already is no error."""
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise os_error(f"remove the blob {digest}", error) from error
+
+    def digests(self) -> Iterator[Digest]:
+        """Yield the digest of every blob, in no order."""
+        try:
+            names = os.listdir(self._blobs)
+        except OSError as error:
+            raise os_error(f"list the blobs in {self._blobs}", error) from error
+        for name in names:
+            with contextlib.suppress(InvalidArgument):
+                yield Digest(f"sha256:{name}")
+
+    def check(self, digest: Digest) -> None:
+        """Read a blob through; raise `NotFound`, or `Corrupt` where the disk has other bytes than its name says."""
+        with self.open(digest) as stream:
+            for _ in verified(stream, Descriptor("", digest, self.size(digest)), f"blob {digest}"):
+                pass
+
+    def cleanup(self) -> int:
+        """Delete what crashed writers left, and return how many files that were. Those at work are not disturbed."""
+        count = 0
+        for path in sorted(self._ingest.iterdir()):
+            count += _remove_abandoned(path)
+        return count
+
+
+class BlobWriter:
+    """A blob in the making: write to it, then commit; leaving the context without a commit keeps nothing."""
+
+    def __init__(self, ingest: Path, blobs: Path) -> None:
+        self._blobs = blobs
+        self._hash = hashlib.sha256()
+        self.size = 0
+        """Bytes written."""
+        try:
+            self._path, self._file = _create_locked(ingest)
+        except OSError as error:
+            raise os_error(f"create a blob in {ingest}", error) from error
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of what was written until now."""
+        return Digest.of_hash(self._hash)
+
+    def writable(self) -> bool:
+        """Return True, as a stream's does."""
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append to the blob, and return the number of bytes."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        written = 0
+        try:
+            while written < len(view):
+                written += os.write(self._file, view[written:])
+        except OSError as error:
+            raise os_error("write a blob", error) from error
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered here."""
+
+    def commit(self, expected: Digest | None = None) -> Digest:
+        """Make the blob durable and give it its name; return the digest.
+
+        Raise `Corrupt` where it is not ``expected``; then nothing is kept.
+        """
+        digest = self.digest
+        if expected is not None and digest != expected:
+            self.abort()
+            raise Corrupt(f"the bytes written have the digest {digest}, not {expected}")
+        try:
+            os.fchmod(self._file, _BLOB_MODE)
+            os.fsync(self._file)
+            self._path.rename(self._blobs / digest.hex)
+            _sync_directory(self._blobs)
+        except OSError as error:
+            self.abort()
+            raise os_error(f"keep the blob {digest}", error) from error
+        self._close()
+        return digest
+
+    def abort(self) -> None:
+        """Throw away what was written; doing it twice, or after a commit, is no error."""
+        if self._file >= 0:
+            self._path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+def verified(
+    stream: BinaryIO, descriptor: Descriptor, what: str, listener: Listener = ignore, *, action: str = "verify"
+) -> Iterator[bytes]:
+    """Yield what the stream holds to its end, and raise `Corrupt` where it is not what the descriptor says.
+
+    The size is checked before a byte too many is yielded, the digest after the last: use nothing before the end.
+    ``what`` names the blob in the errors.
+    """
+    hashed = hashlib.sha256()
+    done = 0
+    while chunk := _read(stream, what):
+        done += len(chunk)
+        if done > descriptor.size:
+            raise Corrupt(f"{what} has more than the {descriptor.size} bytes that its descriptor says")
+        hashed.update(chunk)
+        yield chunk
+        if done < descriptor.size:
+            listener(Progress(action, str(descriptor.digest), done, descriptor.size))
+    if done != descriptor.size:
+        raise Corrupt(f"{what} is cut off: {done} bytes instead of {descriptor.size}")
+    if (digest := Digest.of_hash(hashed)) != descriptor.digest:
+        raise Corrupt(f"{what} has other bytes than its descriptor says: their digest is {digest}")
+    listener(Progress(action, str(descriptor.digest), done, descriptor.size))
+
+
+def read_document(blobs: Blobs, descriptor: Descriptor, what: str) -> bytes:
+    """Return a small blob whole and verified; raise `Corrupt` also where it has more than 4 MiB."""
+    if descriptor.size > MAX_DOCUMENT:
+        raise Corrupt(f"{what} has {descriptor.size} bytes: more than the {MAX_DOCUMENT} that a document may have")
+    with blobs.open(descriptor) as stream:
+        return b"".join(verified(stream, descriptor, what))
+
+
+def _read(stream: BinaryIO, what: str) -> bytes:
+    try:
+        return stream.read(CHUNK)
+    except OSError as error:
+        raise os_error(f"read {what}", error) from error
+
+
+def _create_locked(directory: Path) -> tuple[Path, int]:
+    """Create a file that is locked for as long as its writer lives, so that `BlobStore.cleanup` can tell."""
+    while True:
+        path = directory / secrets.token_hex(16)
+        descriptor = os.open(path, _CREATE, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:  # else a cleanup came in between create and lock
+                return path, descriptor
+        except OSError:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> bool:
+    """Delete a file in the making unless somebody holds its lock; tell whether it was deleted."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise os_error(f"clean up {path}", error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise os_error(f"clean up {path}", error) from error
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _missing(digest: Digest, error: OSError) -> LayerfsError:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"the blob {digest} is not in the store")
+    return os_error(f"read the blob {digest}", error)
