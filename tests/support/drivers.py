@@ -1,0 +1,106 @@
+"""Which drivers are here, each tried for real on a directory that suits it, and a btrfs to try that one on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from layerfs.errors import LayerfsError
+from tests.support import leftovers
+
+BTRFS_SIZE = 4 << 30
+"""Bytes of the sparse image: btrfs on less than some 256 MiB behaves differently (mixed block groups)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A driver's name, and why it is not here; None where it is."""
+
+    name: str
+    reason: str | None
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all drivers installed, of whomever."""
+    return tuple(sorted({entry.name for entry in entry_points(group="layerfs.drivers")}))
+
+
+def directory_with_xattrs() -> Path:
+    """Return where the tests keep their data: memory where it takes user.* xattrs (tmpfs since Linux 6.6).
+
+    Benchmarks and mass deletions on a disk with discard slow down everything after them; memory does not.
+    """
+    for root in (Path("/dev/shm"), Path("/var/tmp")):
+        with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=root) as file:
+            os.setxattr(file.name, "user.layerfs", b"")
+            return root
+    return Path(tempfile.gettempdir())
+
+
+@contextlib.contextmanager
+def workspace(what: str) -> Iterator[Path]:
+    """Make a directory that later runs know as ours; at the end remove it, and fail on what is mounted there."""
+    prefix = f"{leftovers.PREFIX}{os.getpid()}-{what}-"
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=directory_with_xattrs()))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        left = leftovers.find([path])
+        leftovers.clear(left)
+        if not leftovers.find([path]):
+            leftovers.remove(path)
+    if left:
+        raise AssertionError("left behind: " + "; ".join(left.lines()))
+
+
+@contextlib.contextmanager
+def btrfs() -> Iterator[Path]:
+    """Mount a fresh btrfs from a file, with the tools and not with the code under test; unmount it at the end.
+
+    Raise ``OSError`` or ``CalledProcessError`` where the host does not allow it.
+    """
+    with workspace("btrfs") as path:
+        image, target = path / "btrfs.img", path / "mnt"
+        target.mkdir()
+        with image.open("wb") as file:
+            file.truncate(BTRFS_SIZE)
+        _run("mkfs.btrfs", "-q", image)
+        _run("mount", "-o", "loop", image, target)
+        try:
+            yield target
+        finally:
+            _run("umount", target)
+
+
+def presence() -> tuple[Presence, ...]:
+    """Try every driver on a directory that suits it, and tell why one is not here."""
+    with workspace("probe") as path:
+        return tuple(Presence(name, _reason(name, path / name)) for name in names())
+
+
+def _reason(name: str, path: Path) -> str | None:
+    try:
+        with contextlib.ExitStack() as stack:
+            root = stack.enter_context(btrfs()) / name if name == "btrfs" else path
+            root.mkdir()
+            factory = next(entry for entry in entry_points(group="layerfs.drivers", name=name)).load()
+            factory(root, {}).close()
+    except subprocess.CalledProcessError as error:
+        return f"no btrfs can be mounted here: {(error.stderr or b'').decode().strip()}"
+    except LayerfsError as error:
+        return f"{error}" + (f" ({error.hint})" if error.hint else "")
+    except Exception as error:  # noqa: BLE001  a driver that breaks is not here; its own tests show the trace
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _run(*arguments: str | Path) -> None:
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    subprocess.run(arguments, check=True, capture_output=True, env=environment)
