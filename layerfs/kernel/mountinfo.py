@@ -1,0 +1,146 @@
+"""What is mounted now, as ``/proc/self/mountinfo`` tells it: the only truth about mounts (proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerfs.errors import os_error
+from layerfs.kernel.options import split_lowerdirs, unescape_path
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+_SELF = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    r"""One line of mountinfo.
+
+    ``root`` is the directory of the file system that shows at ``path``. ``options`` are those of the mount,
+    ``super_options`` those of the file system, still with the escapes of `layerfs.kernel.options` where it has such.
+    """
+
+    id: int
+    parent: int
+    device: tuple[int, int]
+    root: str
+    path: Path
+    options: tuple[str, ...]
+    type: str
+    source: str
+    super_options: tuple[str, ...]
+
+    @property
+    def read_only(self) -> bool:
+        """Tell whether the mount or its file system forbids writing."""
+        return "ro" in self.options or "ro" in self.super_options
+
+    @property
+    def upper(self) -> str:
+        """Return the upper directory of an overlay, as the kernel tells it, or ""."""
+        return next((_decoded(option[9:]) for option in self.super_options if option.startswith("upperdir=")), "")
+
+    @property
+    def lowers(self) -> tuple[str, ...]:
+        """Return the lower directories of an overlay, the uppermost first, as the kernel tells them."""
+        single = tuple(option[10:] for option in self.super_options if option.startswith("lowerdir+="))
+        joined = next((option for option in self.super_options if option.startswith("lowerdir=")), "")
+        return single or (_split(joined) if joined else ())
+
+
+def _decoded(value: str) -> str:
+    r"""Undo the escapes of an upper directory; the kernel shows them where it was mounted by a string.
+
+    One that was given by descriptor has none, so a value is taken as it is if there is such a directory.
+    """
+    return value if "\\" not in value or os.path.lexists(value) else unescape_path(value)
+
+
+def _split(option: str) -> tuple[str, ...]:
+    r"""Split ``lowerdir=``; through mount(2) its commas were escaped as well, which ``\x`` for any x covers."""
+    return split_lowerdirs(option)
+
+
+def _text(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field))
+
+
+def _options(field: bytes) -> tuple[str, ...]:
+    r"""Split before the octal escapes are undone: a comma inside a value is ``\054``."""
+    return tuple(_text(option) for option in _joined(field.split(b",")))
+
+
+def _joined(parts: list[bytes]) -> list[bytes]:
+    r"""Put parts together again where a kernel shows an escaped comma as ``\134,``."""
+    whole: list[bytes] = []
+    for part in parts:
+        if whole and whole[-1].endswith(b"\\134") and whole[-1].count(b"\\134") % 2:
+            whole[-1] += b"," + part
+        else:
+            whole.append(part)
+    return whole
+
+
+def parse_line(line: bytes) -> MountPoint:
+    """Read one line of mountinfo."""
+    left, _, right = line.rstrip(b"\n").partition(b" - ")
+    identity, parent, device, root, path, options = left.split(b" ")[:6]
+    kind, source, super_options = (*right.split(b" "), b"", b"")[:3]
+    major, _, minor = device.partition(b":")
+    return MountPoint(
+        int(identity),
+        int(parent),
+        (int(major), int(minor)),
+        _text(root),
+        Path(_text(path)),
+        _options(options),
+        _text(kind),
+        _text(source),
+        _options(super_options),
+    )
+
+
+def lines() -> list[bytes]:
+    """Return the raw lines of this process's mount namespace, in the order of mounting."""
+    try:
+        return _SELF.read_bytes().splitlines()
+    except OSError as error:
+        raise os_error("read the list of mounts", error) from error
+
+
+def mount_points() -> tuple[MountPoint, ...]:
+    """Return every mount of this process's mount namespace."""
+    return tuple(parse_line(line) for line in lines())
+
+
+def escaped(path: str | Path) -> bytes:
+    """Return a path as it stands in mountinfo."""
+    return re.sub(rb"[ \t\n\\]", lambda match: b"\\%03o" % match[0][0], os.fsencode(path))
+
+
+def at(path: Path) -> tuple[MountPoint, ...]:
+    """Return the mounts whose place is exactly ``path`` (symbolic links resolved), the topmost last."""
+    wanted = escaped(os.path.realpath(path))
+    return tuple(parse_line(line) for line in lines() if line.split(b" ", 5)[4] == wanted)
+
+
+def below(path: Path) -> tuple[MountPoint, ...]:
+    """Return the mounts at places inside ``path``, itself not among them, in the order of mounting."""
+    start = escaped(os.path.realpath(path)).rstrip(b"/") + b"/"
+    found = (line for line in lines() if line.split(b" ", 5)[4].startswith(start))
+    return tuple(point for point in map(parse_line, found) if os.fspath(point.path) != "/")
+
+
+def holding(path: Path) -> MountPoint | None:
+    """Return the mount that the directory or file at ``path`` is on; None for a mount out of this process's sight."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            identity = re.search(rb"^mnt_id:\s*(\d+)", info.read(), flags=re.MULTILINE)
+    finally:
+        os.close(fd)
+    if identity is None:
+        return None
+    return next((parse_line(line) for line in lines() if line.startswith(identity[1] + b" ")), None)
