@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
+from layerfs import drivers
 from layerfs.errors import LayerfsError
 from tests.support import leftovers
 
@@ -28,7 +28,7 @@ class Presence:
 
 def names() -> tuple[str, ...]:
     """Return the names of all drivers installed, of whomever."""
-    return tuple(sorted({entry.name for entry in entry_points(group="layerfs.drivers")}))
+    return drivers.names()
 
 
 def directory_with_xattrs() -> Path:
@@ -90,8 +90,7 @@ def _reason(name: str, path: Path) -> str | None:
         with contextlib.ExitStack() as stack:
             root = stack.enter_context(btrfs()) / name if name == "btrfs" else path
             root.mkdir()
-            factory = next(entry for entry in entry_points(group="layerfs.drivers", name=name)).load()
-            factory(root, {}).close()
+            drivers.open_driver(name, root).close()
     except subprocess.CalledProcessError as error:
         return f"no btrfs can be mounted here: {(error.stderr or b'').decode().strip()}"
     except LayerfsError as error:

@@ -1,0 +1,109 @@
+"""Directives that write tables from the code, so that they cannot disagree with it.
+
+``exit-statuses`` lists the error classes with their exit status and gRPC code, ``drivers`` the built-in drivers with
+what their traits declare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+from typing import ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+from layerfs import errors
+from layerfs.contract import Traits
+
+FIXED_STATUSES = (
+    (0, "", "success"),
+    (8, "", "a threshold was crossed"),
+    (9, "", "partly done: what failed has been reported, the rest stands"),
+    (130, "", "interrupted (Ctrl-C)"),
+)
+"""What the command ends with besides an error."""
+
+
+def exit_statuses() -> list[tuple[str, str, str, str]]:
+    """Return the rows of the table: status, error class, gRPC code, meaning; sorted by status."""
+    rows = [(status, name, "", meaning) for status, name, meaning in FIXED_STATUSES]
+    rows += [(error.exit_status, error.__name__, error.grpc_code, _meaning(error)) for error in _error_classes()]
+    return [(str(status), name, code, meaning) for status, name, code, meaning in sorted(rows)]
+
+
+def driver_traits() -> list[tuple[str, str, str, str, str, str]]:
+    """Return the rows of the table: name, unit of copying, policy of writing, layers, rebase, rootless."""
+    return [(name, *_words(traits)) for name, traits in sorted(_traits())]
+
+
+def _error_classes() -> list[type[errors.LayerfsError]]:
+    return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LayerfsError)]
+
+
+def _meaning(error: type[errors.LayerfsError]) -> str:
+    line = (error.__doc__ or "").splitlines()[0].rstrip(".")
+    return line.removeprefix("Report that ").removeprefix("Report ")
+
+
+def _traits() -> Iterator[tuple[str, Traits]]:
+    for entry in entry_points(group="layerfs.drivers"):
+        module = __import__(entry.module, fromlist=["*"])
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == entry.module and isinstance(_declared(value), Traits):
+                yield entry.name, value.__dict__["traits"]
+
+
+def _declared(value: type) -> object:
+    return value.__dict__.get("traits")
+
+
+def _words(traits: Traits) -> tuple[str, str, str, str, str]:
+    layers = "no limit" if traits.max_layers is None else str(traits.max_layers)
+    return (
+        traits.copy_unit.value,
+        traits.write_policy.value,
+        layers,
+        "yes" if traits.rebase else "no",
+        "yes" if traits.rootless else "no",
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> nodes.table:
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in header), cols=len(header))
+    head, body = nodes.thead("", _row(header)), nodes.tbody("", *(_row(row) for row in rows))
+    group += [head, body]
+    return nodes.table("", group)
+
+
+def _row(cells: Sequence[str]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph(text=cell)) for cell in cells))
+
+
+class ExitStatuses(Directive):
+    """Write the table of exit statuses."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        return [_table(("exit status", "error", "gRPC code", "meaning"), exit_statuses())]
+
+
+class Drivers(Directive):
+    """Write the table of drivers."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        header = ("driver", "first write copies", "write policy", "layers", "unpacks side by side", "rootless")
+        return [_table(header, driver_traits())]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register both."""
+    app.add_directive("exit-statuses", ExitStatuses)
+    app.add_directive("drivers", Drivers)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
