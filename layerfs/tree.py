@@ -1,0 +1,214 @@
+"""Whole directory trees: copy exactly, delete safely, measure, sync.
+
+Everything goes by descriptors and names, never by joined paths, so a tree may be deeper than the longest path, hold
+any bytes in its names, and be written to by somebody hostile meanwhile. No walk follows a symbolic link or crosses a
+mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layerfs.contract import Usage
+from layerfs.errors import Busy, LayerfsError, os_error
+from layerfs.kernel import syscalls
+from layerfs.kernel.descent import Descent, open_directory
+from layerfs.kernel.treecopy import TreeCopy
+from layerfs.kernel.treemeter import Meter
+
+_PRIVATE = 0o700
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _explained(what, error) from error
+
+
+def _explained(what: str, error: OSError) -> LayerfsError:
+    if error.errno == errno.EXDEV:
+        name = os.fsdecode(error.filename or "")
+        return Busy(f"cannot {what}: something is mounted at {name!r} inside", hint="unmount it, then try again")
+    return os_error(what, error)
+
+
+def _split(path: Path) -> tuple[int, bytes]:
+    """Open the directory that holds ``path`` and return it with the last name."""
+    absolute = os.fsencode(os.path.abspath(path))
+    return os.open(os.path.dirname(absolute), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.path.basename(absolute)
+
+
+# -- copying -----------------------------------------------------------------------------------------------------------
+
+
+def copy_tree(source: Path, destination: Path, *, squash_owner: bool = False) -> None:
+    """Copy the directory ``source`` to ``destination``, which must not exist yet, with everything that it has.
+
+    That is: contents (shared by reflink where the file system can, holes kept), hard links among themselves, owners,
+    modes, extended attributes with ACLs and file capabilities, times in nanoseconds, devices, FIFOs and sockets.
+    ``squash_owner`` leaves out owners that a user namespace does not map. A failure removes what was made. Nothing is
+    synced: `sync` does that. Raise `AlreadyExists`, `Busy` for a mount inside, `NoSpace` and other `LayerfsError`s.
+    """
+    what = f"copy {source} to {destination}"
+    with _translated(what):
+        os.mkdir(destination, _PRIVATE)
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            with Descent(os.open(source, flags)) as here, Descent(os.open(destination, flags | os.O_NOFOLLOW)) as there:
+                TreeCopy(here, there, squash_owner=squash_owner).run()
+        except BaseException:
+            remove_tree(destination)
+            raise
+
+
+# -- deleting ----------------------------------------------------------------------------------------------------------
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and everything in it, or a single file; what is gone already is no error.
+
+    Raise `Busy` where something is mounted inside; what stands beside the mount may be gone by then.
+    """
+    with _translated(f"remove {path}"):
+        try:
+            parent, name = _split(path)
+        except FileNotFoundError:
+            return
+        try:
+            _remove_at(parent, name)
+        finally:
+            os.close(parent)
+
+
+def _remove_at(parent: int, name: bytes) -> None:
+    if not _is_directory(parent, name):
+        return
+    with Descent(_entered(parent, name)) as walk:
+        pending = [_emptied(walk.fd)]
+        while pending:
+            if pending[-1]:
+                if _down(walk, pending[-1][-1]):
+                    pending.append(_emptied(walk.fd))
+                else:
+                    pending[-1].pop()
+                continue
+            pending.pop()
+            if pending:
+                walk.up()
+                os.rmdir(pending[-1].pop(), dir_fd=walk.fd)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _is_directory(parent: int, name: bytes) -> bool:
+    """Unlink what is no directory; tell whether there is a directory, still to be emptied."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return False
+    except (IsADirectoryError, PermissionError):  # unlink(2): EISDIR on Linux, EPERM by POSIX
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
+        return True
+    return False
+
+
+def _down(walk: Descent, name: bytes) -> bool:
+    """Enter a directory to be emptied; tell whether it was one: what somebody put in its place is unlinked."""
+    if not _is_directory(walk.fd, name):
+        return False
+    _make_accessible(walk.fd, name)
+    walk.down(name)
+    return True
+
+
+def _entered(parent: int, name: bytes) -> int:
+    _make_accessible(parent, name)
+    return open_directory(parent, name)
+
+
+def _make_accessible(parent: int, name: bytes) -> None:
+    """Give the owner all rights on a directory that is about to be deleted; who may not will see that soon enough."""
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if status.st_mode & _PRIVATE == _PRIVATE:
+        return
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", _PRIVATE)
+    except PermissionError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _emptied(fd: int) -> list[bytes]:
+    """Unlink everything in a directory except directories; their names are returned."""
+    with os.scandir(fd) as entries:
+        names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    return [name for name, directory in names if directory or _is_directory(fd, name)]
+
+
+def rename_away(path: Path, trash: Path) -> Path:
+    """Move ``path`` into the directory ``trash`` of the same file system under a fresh name, in one step.
+
+    What is named so is gone for everybody at once; deleting it (`remove_tree`) may take its time. Raise `NotFound`.
+    """
+    away = trash / f"{path.name[:64]}.{secrets.token_hex(8)}"
+    with _translated(f"move {path} to {trash}"):
+        syscalls.rename_noreplace(syscalls.AT_FDCWD, os.fsencode(path), syscalls.AT_FDCWD, os.fsencode(away))
+    return away
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def usage(path: Path) -> Usage:
+    """Measure what a tree takes on disk: allocated bytes and inodes, each inode once, the root's among them.
+
+    What is mounted inside is left out, and so is what vanishes meanwhile. Data that is shared by reflink counts fully.
+    """
+    with _translated(f"measure {path}"), _opened(path) as walk:
+        return Meter(walk, None).total()
+
+
+def difference_usage(lower: Path, upper: Path) -> Usage:
+    """Measure only what ``upper`` holds that ``lower`` does not hold the same.
+
+    The same are entries of one type, mode, owner and modification time, with one size or device number.
+    """
+    with _translated(f"measure {upper} against {lower}"), _opened(upper) as walk, _opened(lower) as below:
+        return Meter(walk, below).total()
+
+
+def _opened(path: Path) -> Descent:
+    return Descent(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+# -- syncing -----------------------------------------------------------------------------------------------------------
+
+
+def sync_tree(path: Path) -> None:
+    """Write everything of the file system that holds ``path`` to disk (syncfs(2)); raise what it could not write."""
+    with _translated(f"sync the file system of {path}"):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(fd)
+        finally:
+            os.close(fd)
+
+
+def fsync_dir(path: Path) -> None:
+    """Write the names in a directory to disk, so that a file made or renamed there survives a crash (fsync(2))."""
+    with _translated(f"sync the directory {path}"):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
