@@ -194,7 +194,7 @@ def _opened(path: Path) -> Descent:
 # -- syncing -----------------------------------------------------------------------------------------------------------
 
 
-def sync_tree(path: Path) -> None:
+def syncfs(path: Path) -> None:
     """Write everything of the file system that holds ``path`` to disk (syncfs(2)); raise what it could not write."""
     with _translated(f"sync the file system of {path}"):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
