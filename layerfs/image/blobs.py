@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Final, Self
 
 from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, os_error
 from layerfs.events import Listener, Progress, ignore
@@ -28,14 +28,6 @@ CHUNK: Final = 1 << 20
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _BLOB_MODE: Final = 0o444
-
-
-class Blobs(Protocol):
-    """Where blobs can be read from: a store's, or an archive's."""
-
-    def open(self, descriptor: Descriptor) -> BinaryIO:
-        """Open a blob; raise `NotFound` where it is not there, and verify nothing."""
-        ...
 
 
 class BlobStore:
@@ -69,21 +61,25 @@ class BlobStore:
         except OSError as error:
             raise _missing(digest, error) from error
 
-    def open(self, blob: Digest | Descriptor) -> BinaryIO:
+    def open(self, digest: Digest) -> BinaryIO:
         """Open a blob for reading; raise `NotFound` where it is not there. Its bytes were verified when they came."""
-        digest = blob.digest if isinstance(blob, Descriptor) else blob
         try:
             return self.path(digest).open("rb")
         except OSError as error:
             raise _missing(digest, error) from error
 
-    def read(self, digest: Digest) -> bytes:
+    def read(self, blob: Digest | Descriptor) -> bytes:
         """Return a small blob whole (a manifest, a configuration), verified again.
 
         Raise `NotFound`, and `Corrupt` where the disk has other bytes or it has more than 4 MiB.
         """
-        descriptor = Descriptor("", digest, self.size(digest))
-        return read_document(self, descriptor, f"blob {digest}")
+        descriptor = blob if isinstance(blob, Descriptor) else self.descriptor(blob)
+        with self.open(descriptor.digest) as stream:
+            return read_document(stream, descriptor, f"blob {descriptor.digest}")
+
+    def descriptor(self, digest: Digest, media_type: str = "") -> Descriptor:
+        """Return the descriptor of a blob that is there; raise `NotFound` where it is not."""
+        return Descriptor(media_type, digest, self.size(digest))
 
     def put(
         self,
@@ -105,11 +101,11 @@ class BlobStore:
                 writer.write(chunk)
             writer.commit(descriptor.digest)
 
-    def put_bytes(self, data: bytes) -> Digest:
-        """Keep these bytes, and return their digest."""
+    def put_bytes(self, data: bytes, media_type: str = "") -> Descriptor:
+        """Keep these bytes, and return their descriptor."""
         with self.writer() as writer:
             writer.write(data)
-            return writer.commit()
+            return Descriptor(media_type, writer.commit(), len(data))
 
     def writer(self) -> BlobWriter:
         """Begin a blob whose digest is known at its end: a context manager that keeps nothing unless committed."""
@@ -130,12 +126,12 @@ class BlobStore:
             raise os_error(f"list the blobs in {self._blobs}", error) from error
         for name in names:
             with contextlib.suppress(InvalidArgument):
-                yield Digest(f"sha256:{name}")
+                yield Digest.parse(f"sha256:{name}")
 
     def check(self, digest: Digest) -> None:
         """Read a blob through; raise `NotFound`, or `Corrupt` where the disk has other bytes than its name says."""
         with self.open(digest) as stream:
-            for _ in verified(stream, Descriptor("", digest, self.size(digest)), f"blob {digest}"):
+            for _ in verified(stream, self.descriptor(digest), f"blob {digest}"):
                 pass
 
     def cleanup(self) -> int:
@@ -162,7 +158,7 @@ class BlobWriter:
     @property
     def digest(self) -> Digest:
         """Return the digest of what was written until now."""
-        return Digest.of_hash(self._hash)
+        return Digest(f"sha256:{self._hash.hexdigest()}")
 
     def writable(self) -> bool:
         """Return True, as a stream's does."""
@@ -243,17 +239,16 @@ def verified(
             listener(Progress(action, str(descriptor.digest), done, descriptor.size))
     if done != descriptor.size:
         raise Corrupt(f"{what} is cut off: {done} bytes instead of {descriptor.size}")
-    if (digest := Digest.of_hash(hashed)) != descriptor.digest:
+    if (digest := Digest(f"sha256:{hashed.hexdigest()}")) != descriptor.digest:
         raise Corrupt(f"{what} has other bytes than its descriptor says: their digest is {digest}")
     listener(Progress(action, str(descriptor.digest), done, descriptor.size))
 
 
-def read_document(blobs: Blobs, descriptor: Descriptor, what: str) -> bytes:
-    """Return a small blob whole and verified; raise `Corrupt` also where it has more than 4 MiB."""
+def read_document(stream: BinaryIO, descriptor: Descriptor, what: str) -> bytes:
+    """Return what the stream holds, whole and verified; raise `Corrupt` also where it is more than 4 MiB."""
     if descriptor.size > MAX_DOCUMENT:
         raise Corrupt(f"{what} has {descriptor.size} bytes: more than the {MAX_DOCUMENT} that a document may have")
-    with blobs.open(descriptor) as stream:
-        return b"".join(verified(stream, descriptor, what))
+    return b"".join(verified(stream, descriptor, what))
 
 
 def _read(stream: BinaryIO, what: str) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar
@@ -61,7 +61,7 @@ def parse_document(raw: bytes, what: str) -> Any:  # noqa: ANN401  JSON is any v
     return value
 
 
-def write_document(value: Mapping[str, Any]) -> bytes:
+def write_document(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> bytes:
     """Return the one JSON text of a value: keys in their order, no spaces, ASCII."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 

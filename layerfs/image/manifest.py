@@ -16,7 +16,7 @@ from layerfs.image.descriptor import Descriptor
 from layerfs.image.documents import Fields, parse_document, shown, write_document
 from layerfs.layer.digest import Digest
 
-__all__ = ["ContainerConfig", "History", "ImageConfig", "Index", "Manifest", "is_attestation"]
+__all__ = ["ContainerConfig", "History", "ImageConfig", "Index", "Manifest", "NamedImage", "is_attestation"]
 
 _SCHEMA_VERSION: Final = 2
 _ATTESTATION: Final = "vnd.docker.reference.type"
@@ -55,7 +55,8 @@ class Manifest:
             tuple(Descriptor.parse(layer) for layer in fields.children("layers", required=True)),
             fields.text_map("annotations"),
         )
-        manifest._check(what)
+        media_types.check_config(manifest.config.media_type, what)
+        media_types.check_layers([layer.media_type for layer in manifest.layers], what)
         return manifest
 
     @classmethod
@@ -91,14 +92,14 @@ class Manifest:
     def with_layer(self, config: Descriptor, layer: Descriptor) -> Manifest:
         """Return the manifest of this image with one layer more and another configuration.
 
-        It is OCI's whatever this one is: zstd layers exist there only, and one form is what every reader is tested
-        with; digests of blobs do not change by it. Annotations and unknown fields stay; ``subject`` goes, for the new
+        It is OCI's whatever this one is: zstd layers exist there only, and digests of blobs do not change by it. So
+        ``config`` needs no media type. Annotations and unknown fields stay; ``subject`` goes, for the new
         image does not refer to what the old one did.
         """
         made = parse_document(self.raw, "manifest")
         made.pop("subject", None)
         made["mediaType"] = media_types.OCI_MANIFEST
-        made["config"] = _as_oci(config).to_document()
+        made["config"] = replace(config, media_type=media_types.OCI_CONFIG).to_document()
         for old in made["layers"]:
             old["mediaType"] = media_types.as_oci(old["mediaType"])
         made["layers"].append(_as_oci(layer).to_document())
@@ -112,12 +113,13 @@ class Manifest:
                 f"but its configuration {self.config.digest} has {len(config.diff_ids)} in rootfs.diff_ids"
             )
 
-    def _check(self, what: str) -> None:
-        media_types.check_config(self.config.media_type, what)
-        for place, layer in enumerate(self.layers):
-            media_types.check_layer(layer.media_type, f"{what}: layers[{place}]")
-        if not self.layers:
-            raise Unsupported(f"{what} has no layers, so there is no root file system in it")
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image that comes or goes: its names, which may be none, and its manifest."""
+
+    names: tuple[str, ...]
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,13 @@ Sources: image-spec media-types.md, and distribution's ``manifest-v2-2.md``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from layerfs.errors import Corrupt, Unsupported
 from layerfs.image.documents import shown
+from layerfs.layer.compression import Compression
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -37,6 +40,10 @@ _TO_OCI: Final = {
     DOCKER_LAYER_GZIP: OCI_LAYER_GZIP,
     DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD,
 }
+LAYER_MEDIA_TYPES: Final[Mapping[Compression, str]] = MappingProxyType(
+    {Compression.NONE: OCI_LAYER, Compression.GZIP: OCI_LAYER_GZIP, Compression.ZSTD: OCI_LAYER_ZSTD}
+)
+"""What a new layer is called, by how it is stored."""
 LAYERS: Final = frozenset(
     {OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD}
 )
@@ -44,7 +51,13 @@ _FOREIGN: Final = (
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
+_ENCRYPTED: Final = "+encrypted"
+_IMAGES_ONLY: Final = "layerfs keeps container images only"
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
+
+
+class NotAnImage(Unsupported):
+    """Report an artifact: something else that the forms of images carry, such as a chart or a signature."""
 
 
 def as_oci(media_type: str) -> str:
@@ -63,29 +76,43 @@ def check_manifest(media_type: str, what: str) -> None:
         )
     if media_type in INDEXES:
         raise Corrupt(f"{what} is an index where the manifest of one image was expected")
-    raise Unsupported(f"{what} has the media type {shown(media_type)}, which is no image manifest")
+    raise NotAnImage(f"{what} has the media type {shown(media_type)}, which is no image manifest")
 
 
 def check_config(media_type: str, what: str) -> None:
-    """Raise `Unsupported` for a configuration that is not one of a container image: those belong to artifacts."""
+    """Raise `NotAnImage` for a configuration that is not one of a container image: those belong to artifacts."""
     if media_type not in CONFIGS:
-        raise Unsupported(
+        raise NotAnImage(
             f"{what} is no container image but an artifact: its configuration has the media type {shown(media_type)}",
-            hint="layerfs keeps container images only",
+            hint=_IMAGES_ONLY,
         )
 
 
-def check_layer(media_type: str, what: str) -> None:
-    """Raise `Unsupported` for a layer that cannot be unpacked."""
-    if media_type in LAYERS:
-        return
+def check_layers(media_types: Sequence[str], what: str) -> None:
+    """Raise `Unsupported` for layers that cannot be unpacked, and for none; `NotAnImage` where none is like a layer."""
+    if not media_types:
+        raise Unsupported(f"{what} has no layers, so there is no root file system in it")
+    if not any(_is_like_layer(media_type) for media_type in media_types):
+        raise NotAnImage(
+            f"{what} is no container image: its layers have the unknown media type {shown(media_types[0])}",
+            hint=_IMAGES_ONLY,
+        )
+    for place, media_type in enumerate(media_types):
+        _check_layer(media_type, f"{what}: layers[{place}]")
+
+
+def _is_like_layer(media_type: str) -> bool:
+    return media_type in LAYERS or media_type.startswith(_FOREIGN) or media_type.endswith(_ENCRYPTED)
+
+
+def _check_layer(media_type: str, what: str) -> None:
+    if media_type.endswith(_ENCRYPTED):
+        hint = "decrypt it first: skopeo copy --decryption-key KEY"
+        raise Unsupported(f"{what} is encrypted ({shown(media_type)})", hint=hint)
     if media_type.startswith(_FOREIGN):
         raise Unsupported(
-            f"{what} is not in the image: it is foreign ({media_type}), to be fetched from its vendor",
+            f"{what} is foreign ({media_type}): it is not in the image, but to be fetched from its vendor",
             hint="foreign layers belong to Windows base images, which layerfs cannot hold",
         )
-    if media_type.endswith("+encrypted"):
-        raise Unsupported(
-            f"{what} is encrypted ({shown(media_type)})", hint="decrypt it first: skopeo copy --decryption-key"
-        )
-    raise Unsupported(f"{what} has the unknown media type {shown(media_type)}")
+    if media_type not in LAYERS:
+        raise Unsupported(f"{what} has the unknown media type {shown(media_type)}")

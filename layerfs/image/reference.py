@@ -86,6 +86,16 @@ class Reference:
         return f"{self.repository}{self._suffix}"
 
 
+def normalize(name: str) -> str:
+    """Return the full form of a name: "docker.io/library/debian:latest" for "debian"; raise `InvalidArgument`."""
+    return str(Reference.parse(name))
+
+
+def familiar(name: str) -> str:
+    """Return the short form of a name: "debian:latest" for "docker.io/library/debian:latest"."""
+    return Reference.parse(name).familiar
+
+
 def _split_tag(name: str) -> tuple[str, str | None]:
     """Split at the last colon, unless a "/" follows it: then it is a port."""
     head, colon, tail = name.rpartition(":")
