@@ -1,0 +1,234 @@
+"""The btrfs driver: each snapshot is a subvolume ``<root>/<id>``, a btrfs snapshot of its parent.
+
+A btrfs snapshot is made and deleted in one transaction of the file system, so a crash leaves all of it or nothing.
+Writes go to new blocks, whatever the size of the file, and lookups cost the same at every depth.
+
+A subvolume that somebody makes inside a snapshot is not part of a btrfs snapshot of it, which would show an empty
+directory in its place; it is turned into a directory before the snapshot becomes a parent.
+
+Source: btrfs-subvolume(8), btrfs-quota(8), and libbtrfsutil's ``btrfsutil.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, Protocol, cast
+
+from layerfs import tree
+from layerfs.contract import (
+    CopyUnit,
+    Driver,
+    LayerRoot,
+    Mount,
+    Snapshot,
+    SnapshotId,
+    Traits,
+    Usage,
+    Whiteouts,
+    WritePolicy,
+)
+from layerfs.errors import InvalidArgument, Unsupported
+from layerfs.kernel import syscalls
+from layerfs_backends import trial
+
+_SUBVOLUME_INODE = 256
+"""The inode number of every subvolume's root directory (``BTRFS_FIRST_FREE_OBJECTID``)."""
+
+_REFUSED = {errno.EPERM, errno.EACCES, errno.EROFS}
+
+
+class _Library(Protocol):
+    """What is used of the module btrfsutil, which has no type annotations of its own."""
+
+    def create_subvolume(self, path: Path) -> None: ...
+    def create_snapshot(self, source: Path, path: Path, *, read_only: bool = False) -> None: ...
+    def delete_subvolume(self, path: Path) -> None: ...
+    def is_subvolume(self, path: Path) -> bool: ...
+    def subvolume_id(self, path: Path) -> int: ...
+    def get_subvolume_read_only(self, path: Path) -> bool: ...
+    def set_subvolume_read_only(self, path: Path, read_only: bool) -> None: ...  # noqa: FBT001  btrfsutil's signature
+    def sync(self, path: Path) -> None: ...
+
+    def SubvolumeIterator(  # noqa: N802  btrfsutil's name
+        self, path: Path, *, post_order: bool
+    ) -> AbstractContextManager[Iterator[tuple[str, int]]]: ...
+
+
+class BtrfsDriver:
+    """Keep every snapshot as the subvolume ``<root>/<id>``."""
+
+    name: ClassVar[str] = "btrfs"
+    traits: ClassVar[Traits] = Traits(CopyUnit.BLOCK, WritePolicy.REDIRECT_ON_WRITE, rootless=True)
+
+    def __init__(self, root: Path, library: _Library) -> None:
+        self._root = root
+        self._library = library
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make a snapshot of the parent, or an empty subvolume."""
+        own = self._path(snapshot.id)
+        if snapshot.parent is not None:
+            parent = self._path(snapshot.parent)
+            if not self._library.get_subvolume_read_only(parent):
+                self._fold(parent)
+            self._library.create_snapshot(parent, own, read_only=not snapshot.writable)
+            return
+        self._library.create_subvolume(own)
+        with ExitStack() as undo:
+            undo.callback(self._delete, own)
+            own.chmod(0o755)  # the mode obeys the umask, a container's root does not
+            tree.fsync_dir(own)
+            if not snapshot.writable:
+                self._library.set_subvolume_read_only(own, True)
+            undo.pop_all()
+
+    def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return one bind mount."""
+        access = "rw" if snapshot.writable else "ro"
+        return (Mount("bind", str(self._path(snapshot.id)), ("rbind", access)),)
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """Set the flag that makes the subvolume read-only, then sync what was written before it.
+
+        The flag is one ioctl that takes effect at once for everybody, mounted or not: there is no moment at which the
+        bytes exist twice or under no name, as with a read-only snapshot that replaces the original.
+        """
+        own = self._path(snapshot.id)
+        if not self._library.get_subvolume_read_only(own):
+            self._fold(own)
+            self._library.set_subvolume_read_only(own, True)
+        self._library.sync(own)
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Count what differs from the parent; where quotas are on, the bytes are the exclusive ones of its qgroup.
+
+        Without quotas a file counts whole when one of its blocks was written.
+        """
+        own = self._path(snapshot.id)
+        if snapshot.parent is None:
+            measured = tree.usage(own)
+        elif snapshot.writable:
+            measured = tree.difference_usage(self._path(snapshot.parent), own)
+        else:
+            return Usage()
+        exclusive = self._exclusive(own)
+        return measured if exclusive is None else Usage(exclusive, measured.inodes)
+
+    def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        """Delete the subvolume, those inside it before, and its qgroup; the space comes back some moments later."""
+        own = self._path(id)
+        if not own.exists():
+            return
+        nested = self._nested(own)
+        for path in (*nested, own) if nested else ():
+            if self._library.get_subvolume_read_only(path):
+                self._library.set_subvolume_read_only(path, False)
+        for path in (*nested, own):
+            self._delete(path)
+
+    def ids(self) -> Iterable[SnapshotId]:
+        """List the subvolumes; none of them is ever partial."""
+        return [SnapshotId(int(name)) for name in os.listdir(self._root) if name.isdecimal()]
+
+    def close(self) -> None:
+        """Do nothing: the driver holds nothing open."""
+
+    def layer_root(self, snapshot: Snapshot) -> LayerRoot:
+        """Return the subvolume, which is a whole tree (`layerfs.contract.DirectAccess`)."""
+        return LayerRoot(self._path(snapshot.id), Whiteouts.REMOVE)
+
+    def try_out(self) -> None:
+        """Make a subvolume and a read-only snapshot of it, and delete both; raise what goes wrong."""
+        with trial.scratch(self._root, self._clear) as place:
+            origin, snapshot = place / "origin", place / "snapshot"
+            self._library.create_subvolume(origin)
+            self._library.create_snapshot(origin, snapshot, read_only=True)
+
+    def _path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        return self._root / str(id)
+
+    def _nested(self, own: Path) -> list[Path]:
+        """List the subvolumes inside one, those deepest down first."""
+        try:
+            with self._library.SubvolumeIterator(own, post_order=True) as found:
+                return [own / path for path, _ in found]
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+        # The root of a user namespace may not search the trees, and the library takes it for the real one.
+        directories = [directory for directory, *_ in os.walk(own, topdown=False) if directory != str(own)]
+        return [Path(directory) for directory in directories if os.lstat(directory).st_ino == _SUBVOLUME_INODE]
+
+    def _fold(self, own: Path) -> None:
+        """Turn the subvolumes inside one into directories, by reflink; a crash at any moment loses nothing."""
+        for nested in self._nested(own):
+            above = nested.parent.stat()
+            aside = nested.with_name(f".layerfs-folded-{self._library.subvolume_id(nested)}")
+            if nested != aside:  # it is, if a crash came after the exchange: the directory stands in its place then
+                tree.remove_tree(aside)
+                tree.copy_tree(nested, aside)
+                syscalls.rename_exchange(syscalls.AT_FDCWD, os.fsencode(nested), syscalls.AT_FDCWD, os.fsencode(aside))
+            self._delete(aside)
+            os.utime(nested.parent, ns=(above.st_atime_ns, above.st_mtime_ns))
+
+    def _exclusive(self, own: Path) -> int | None:
+        return None
+
+    def _delete(self, path: Path) -> None:
+        try:
+            self._library.delete_subvolume(path)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            # Without the mount option user_subvol_rm_allowed an ordinary user may delete an empty subvolume only, and
+            # with it one that is not read-only.
+            self._library.set_subvolume_read_only(path, False)
+            tree.remove_tree(path)
+
+    def _clear(self, place: Path) -> None:
+        for path in (place / "snapshot", place / "origin"):
+            if path.exists():
+                self._delete(path)
+        with suppress(FileNotFoundError):
+            place.rmdir()
+
+
+def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
+    """Open the btrfs driver on ``root``; raise `Unsupported` where that is not on btrfs or the library is missing."""
+    for option in options:
+        raise InvalidArgument(f"the btrfs driver has no option {option!r}", hint="it has none at all")
+    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if syscalls.file_system_magic(os.fsencode(existing)) != syscalls.BTRFS_MAGIC:
+        raise Unsupported(
+            f"{root} is not on btrfs",
+            hint="`layerfs store create --loop 10G --fs btrfs` makes a store in a file of its own; or use overlay2",
+        )
+    driver = BtrfsDriver(root, _load())
+    # Layers hold setuid programs: no other user of the host may reach them (containerd's CVE-2021-41103).
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tried = root / ".tried"
+    if not tried.exists():  # once: what works is the file system's, and each try costs it four transactions
+        try:
+            driver.try_out()
+        except OSError as error:
+            raise Unsupported(
+                f"subvolumes do not work in {root}: {error}", hint="run it as root, or as the owner of the directory"
+            ) from error
+        tried.touch()
+    return driver
+
+
+def _load() -> _Library:
+    try:
+        return cast("_Library", import_module("btrfsutil"))
+    except ImportError as error:
+        raise Unsupported(
+            f"the module btrfsutil cannot be loaded: {error}",
+            hint="pip install 'layerfs[btrfs]', with libbtrfsutil-dev installed; where that is older than 1.4,"
+            " 'btrfsutil<6.14'",
+        ) from error
