@@ -1,1 +1,57 @@
-"""The sub-commands of ``layerfs``, one module per verb."""
+"""The sub-commands, one module a verb; this package's own file is the table that `layerfs --help` is printed from.
+
+A *verb* is a leaf of the command, a *group* holds verbs. Each module below has one of them, named ``command``, and each
+is an entry point of ``layerfs.commands`` in pyproject.toml, where somebody else's package may add its own. The table
+repeats names and short helps because loading every module for them would cost the start of the command more than all
+else together; ``tests/command/test_frame.py`` holds table, entry points and modules together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Builtin(NamedTuple):
+    """One verb or group of our own: its full name with dots, the section of the help, and its short help."""
+
+    name: str
+    section: str
+    help: str
+
+    @property
+    def target(self) -> str:
+        """Return the object as an entry point names it."""
+        return f"layerfs.commands.{self.name.replace('.', '_')}:command"
+
+
+_IMAGES, _CLONES, _STORE, _HOST = "Images", "Clones", "Store", "This host"
+
+BUILTINS = (
+    Builtin("image", _IMAGES, "Bring images in and out, and look at them."),
+    Builtin("image.import", _IMAGES, "Import the images of an OCI layout or a docker archive."),
+    Builtin("image.export", _IMAGES, "Write images to an OCI layout or a docker archive."),
+    Builtin("image.ls", _IMAGES, "List the images."),
+    Builtin("image.inspect", _IMAGES, "Show everything about an image."),
+    Builtin("image.history", _IMAGES, "Show how an image was made, the newest step first."),
+    Builtin("image.tree", _IMAGES, "Show the layers as a tree, and the images that end in each."),
+    Builtin("image.tag", _IMAGES, "Give an image a further name."),
+    Builtin("image.rm", _IMAGES, "Remove names of images, and images without a name."),
+    Builtin("clone", _CLONES, "Make a writable clone of an image."),
+    Builtin("fork", _CLONES, "Make a second clone that starts from the present state of a clone."),
+    Builtin("snapshot", _CLONES, "Remember the present state of a clone."),
+    Builtin("rollback", _CLONES, "Bring a clone back to a snapshot or to its image."),
+    Builtin("diff", _CLONES, "List what a clone changed, or how two things differ."),
+    Builtin("commit", _CLONES, "Make an image of a clone: what it changed becomes a new layer."),
+    Builtin("rm", _CLONES, "Remove clones with everything in them."),
+    Builtin("mount", _CLONES, "Mount a clone."),
+    Builtin("umount", _CLONES, "Unmount a clone everywhere."),
+    Builtin("shell", _CLONES, "Run a shell or a command in a clone."),
+    Builtin("ls", _STORE, "List the clones."),
+    Builtin("du", _STORE, "Show what images, clones and layers take on disk."),
+    Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),
+    Builtin("store", _STORE, "Make and close stores that live in a file of their own."),
+    Builtin("store.create", _STORE, "Make a store in a file with its own file system."),
+    Builtin("store.close", _STORE, "Unmount a store that lives in a file and free its loop device."),
+    Builtin("doctor", _HOST, "Tell which drivers work here, and why the others do not."),
+    Builtin("completion", _HOST, "Print the script that completes commands and names in a shell."),
+)

@@ -1,0 +1,24 @@
+"""`layerfs clone`: a writable root from an image."""
+
+from __future__ import annotations
+
+import click
+
+from layerfs.commands.frame.describe import clone_document
+from layerfs.commands.frame.names import image_argument
+from layerfs.commands.frame.session import Session
+from layerfs.commands.frame.verb import verb
+
+
+@verb("clone", examples=["layerfs clone debian:12 web", "name=$(layerfs clone debian:12)"])
+@image_argument()
+@click.argument("name", required=False)
+def command(session: Session, image: str, name: str | None) -> None:
+    """Make a writable clone of an image.
+
+    Print the clone's name: NAME, or one that layerfs makes up. The clone shares the image's files until it writes
+    to them.
+    """
+    with session.opened() as store:
+        clone = store.clone(image, name)
+        session.show(clone_document(clone), clone.name)

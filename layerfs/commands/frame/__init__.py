@@ -1,0 +1,1 @@
+"""What the verbs have in common: global options, output, errors, progress, and finding the verbs themselves."""

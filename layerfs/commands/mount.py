@@ -1,0 +1,30 @@
+"""`layerfs mount`: a clone as a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from layerfs.commands.frame.describe import clone_document
+from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.privilege import require_lasting_mounts
+from layerfs.commands.frame.session import Session
+from layerfs.commands.frame.verb import verb
+
+
+@verb("mount", examples=["layerfs mount web /mnt", "layerfs umount web"])
+@clone_argument()
+@click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("--volatile", is_flag=True, help="Never sync: fast, and lost in a crash of the machine.")
+def command(session: Session, name: str, directory: Path, *, volatile: bool) -> None:
+    """Mount a clone.
+
+    The mount stays until `layerfs umount`. An ordinary user cannot have that; `layerfs shell` gives them a shell
+    inside the clone instead.
+    """
+    require_lasting_mounts(name)
+    with session.opened() as store:
+        clone = store.get_clone(name)
+        clone.mount(directory.absolute(), volatile=volatile)
+        session.show(clone_document(clone), str(directory.absolute()))

@@ -1,0 +1,24 @@
+"""`layerfs rollback`: a clone as it was."""
+
+from __future__ import annotations
+
+import click
+
+from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.session import Session
+from layerfs.commands.frame.verb import verb
+
+
+@verb("rollback", examples=["layerfs rollback web before-upgrade", "layerfs rollback web"])
+@clone_argument()
+@click.argument("label", required=False)
+def command(session: Session, name: str, label: str | None) -> None:
+    """Bring a clone back to a snapshot or to its image.
+
+    Everything that the clone changed since the snapshot LABEL is thrown away; without LABEL, since its latest
+    snapshot, or since the image where there is none. The clone must not be mounted.
+    """
+    with session.opened() as store:
+        clone = store.get_clone(name)
+        clone.rollback(label)
+        session.show({"clone": clone.name, "snapshot": label}, clone.name)

@@ -1,0 +1,13 @@
+"""`layerfs store`: the verbs for stores that live in a file."""
+
+from __future__ import annotations
+
+from layerfs.commands.frame.verb import group
+
+
+@group("store", examples=["layerfs --store /srv/images store create --loop 10G --fs btrfs"])
+def command() -> None:
+    """Make and close stores that live in a file of their own.
+
+    A store in a directory needs none of this: the first import makes it.
+    """

@@ -1,0 +1,82 @@
+"""The command for an ordinary user: root of a user namespace inside, with no mounts that last."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.command.conftest import Command
+from tests.support.rootless import Rootless
+
+pytestmark = pytest.mark.rootless
+
+
+@pytest.fixture(params=["copy", "overlay2"])
+def user(request: pytest.FixtureRequest, rootless_dir: Path) -> Command:
+    """Give the command on a store of an ordinary user, to be run by `run_rootless`."""
+    return Command(rootless_dir / "store", request.param)
+
+
+def _stock(user: Command, layout: Path) -> None:
+    user("image", "import", layout)
+    user("clone", "shell:1", "box")
+
+
+@pytest.fixture
+def readable(shell_layout: Path, rootless_dir: Path) -> Path:
+    """Give the layout of `shell_layout` where the user can read it."""
+    return Path(shutil.copytree(shell_layout, rootless_dir / "layout"))
+
+
+def test_the_main_job(run_rootless: Rootless, user: Command, readable: Path, rootless_dir: Path) -> None:
+    def work() -> tuple[str, list[str], int, str]:
+        _stock(user, readable)
+        identity = user("shell", "box", "--", "id", "-u")
+        user("shell", "box", "--", "sh", "-c", "echo hello > /etc/motd; rm /etc/issue")
+        changes = user("diff", "box").splitlines()
+        layers = len(user.json("commit", "box", "shell:2")["layers"])
+        user("image", "export", "shell:2", "-o", rootless_dir / "out.tar")
+        user("clone", "shell:2", "second")
+        said = user("shell", "second", "--", "cat", "/etc/motd")
+        user("rm", "box", "second")
+        return identity, changes, layers, said
+
+    identity, changes, layers, said = run_rootless(work)
+    assert identity == "0"
+    assert {"A /etc/motd", "D /etc/issue"} <= set(changes)
+    assert layers == 2
+    assert said == "hello"
+    assert (rootless_dir / "out.tar").stat().st_size > 0
+
+
+def test_a_mount_that_nobody_would_see_is_refused(
+    run_rootless: Rootless, user: Command, readable: Path, rootless_dir: Path
+) -> None:
+    def work() -> str:
+        _stock(user, readable)
+        return user.fails(6, "mount", "box", rootless_dir)
+
+    error = run_rootless(work)
+    assert "this process only" in error
+    assert "layerfs shell box" in error
+
+
+def test_the_store_is_in_the_home_of_the_user(run_rootless: Rootless, readable: Path, rootless_dir: Path) -> None:
+    def work() -> str:
+        nowhere_named = Command(Path(), "copy", {"LAYERFS_STORE": ""})
+        nowhere_named("image", "import", readable)
+        return nowhere_named("-q", "image", "ls")
+
+    assert run_rootless(work) == "shell:1"
+    assert (rootless_dir / ".local/share/layerfs/meta.db").exists()
+
+
+def test_doctor_tells_what_works(run_rootless: Rootless, user: Command, rootless_dir: Path) -> None:
+    document = run_rootless(lambda: user.json("doctor"))
+    works = {one["name"]: one["works"] for one in document["drivers"]}
+    assert works["copy"]
+    assert works["overlay2"]
+    assert all(one["hint"] for one in document["drivers"] if not one["works"])
+    assert document["store"]["path"].startswith(str(rootless_dir))
