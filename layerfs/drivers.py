@@ -1,4 +1,4 @@
-"""Find the drivers that are installed, and open one; every driver, ours too, is an entry point of ``layerfs.drivers``."""
+"""Find the installed drivers and open one; every driver, ours too, is an entry point of ``layerfs.drivers``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ def choose(root: Path, options: Mapping[str, str] | None = None) -> str:
     """Return the name of the first driver that works below ``root``; raise `Unsupported` if none does."""
     reasons: list[str] = []
     for name in names():
-        # Each takes the options that it knows: what suits one driver is no reason against another.
         found = _probe(name, root, options)
         if found.error is None:
             return name

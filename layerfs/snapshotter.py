@@ -30,6 +30,9 @@ from layerfs.metadata.snapshots import Row, State
 
 _T = TypeVar("_T")
 
+Within = Callable[[sqlite3.Connection], None]
+"""Further work of a caller inside a transaction of the snapshotter's."""
+
 _log = logging.getLogger(__name__)
 
 _NEXT = "\x00next"
@@ -53,17 +56,29 @@ class Snapshotter:
         self._owner = locks.Owner(lock_file)
         self.recover()
 
-    def prepare(self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
+    @property
+    def owner(self) -> int:
+        """Return the token of this process, by which others can tell whether it still runs (`layerfs.locks`)."""
+        return self._owner.token
+
+    def is_alive(self, owner: int) -> bool:
+        """Tell whether the process of a token still runs."""
+        return self._owner.is_alive(owner)
+
+    def prepare(
+        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None, within: Within | None = None
+    ) -> tuple[Mount, ...]:
         """Make an active (writable) snapshot ``key`` on top of ``parent`` and return its mounts.
 
+        ``within`` is called in the transaction that makes the snapshot visible: both take place, or neither.
         Raise `AlreadyExists` for a key in use, `NotFound` for a missing parent, `InvalidArgument` for one that is not
         committed, `Unsupported` where the chain would be longer than the driver can mount.
         """
-        return self._make(Kind.ACTIVE, key, parent, labels)
+        return self._make(Kind.ACTIVE, key, parent, labels, within)
 
     def view(self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Make a read-only snapshot ``key`` of ``parent`` and return its mounts; errors as for `prepare`."""
-        return self._make(Kind.VIEW, key, parent, labels)
+        return self._make(Kind.VIEW, key, parent, labels, None)
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """Return the mounts of an active snapshot or view, the same as when it was made."""
@@ -138,8 +153,11 @@ class Snapshotter:
             raise
         self._remove_bytes(row.id)
 
-    def remove(self, key: str) -> None:
-        """Remove a snapshot; raise `FailedPrecondition` that lists the children of one that has some."""
+    def remove(self, key: str, *, within: Within | None = None) -> None:
+        """Remove a snapshot; raise `FailedPrecondition` that lists the children of one that has some.
+
+        ``within`` is called in the transaction that removes it.
+        """
         with self._database.write() as connection:
             row = rules.ready(connection, key)
             children = snapshots.children(connection, row.id)
@@ -147,6 +165,8 @@ class Snapshotter:
                 shown = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")  # noqa: PLR2004
                 raise FailedPrecondition(f"cannot remove {key!r}: {shown} stand on it", hint="remove these first")
             snapshots.delete(connection, row.id)
+            if within:
+                within(connection)
         self._remove_bytes(row.id)
 
     def stat(self, key: str) -> Info:
@@ -243,7 +263,9 @@ class Snapshotter:
 
     # Making, freezing and removing bytes
 
-    def _make(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None) -> tuple[Mount, ...]:
+    def _make(
+        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None, within: Within | None
+    ) -> tuple[Mount, ...]:
         labels = rules.checked_labels(labels or {})
         rules.check_name(key)
         with self._database.write(durable=False) as connection:
@@ -255,6 +277,8 @@ class Snapshotter:
                 mounts = tuple(self.driver.mounts(snapshot))
             with self._database.write() as connection:
                 snapshots.set_ready(connection, snapshot.id)
+                if within:
+                    within(connection)
         except BaseException:
             self._undo(self._discard, snapshot.id)
             raise

@@ -32,8 +32,12 @@ class Database:
         self._connections: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._pid = os.getpid()
-        with _translated(self.path):
-            self._migrate()
+        try:
+            with _translated(self.path):
+                self._migrate()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close every thread's connection; doing it twice is no error."""

@@ -1,0 +1,85 @@
+"""The connection to the database: transactions, migrations, and the errors of the closed set."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from layerfs.errors import Corrupt, FailedPrecondition, PermissionDenied
+from layerfs.metadata import settings
+from layerfs.metadata.database import Database
+from layerfs.metadata.schema import MIGRATIONS
+
+
+def test_a_new_database_has_the_newest_format_and_is_durable(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+    with database.write() as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+    database.close()
+
+
+def test_every_table_is_strict(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+    with database.read() as connection:
+        tables = [row for row in connection.execute("PRAGMA table_list") if not row["name"].startswith("sqlite_")]
+    assert {row["name"] for row in tables} == {"settings", "snapshots", "labels", "images", "tags", "layers", "clones"}
+    assert all(row["strict"] for row in tables)
+    database.close()
+
+
+def test_a_block_that_raises_writes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+
+    def write_and_fail() -> None:
+        with database.write() as connection:
+            settings.put(connection, "a", "b")
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        write_and_fail()
+    with database.read() as connection:
+        assert settings.get(connection, "a") is None
+    with database.write() as connection:
+        settings.put(connection, "a", "c")
+    with database.read() as connection:
+        assert settings.get(connection, "a") == "c"
+    database.close()
+
+
+def test_two_connections_see_each_others_commits(tmp_path: Path) -> None:
+    one, two = Database(tmp_path / "meta.db"), Database(tmp_path / "meta.db")
+    with one.write() as connection:
+        settings.put(connection, "a", "b")
+    with two.read() as connection:
+        assert settings.get(connection, "a") == "b"
+    one.close()
+    two.close()
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match=f"has format {len(MIGRATIONS) + 1}"):
+        Database(path)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS) + 1
+    connection.close()
+
+
+def test_what_is_no_database_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    path.write_bytes(b"this is no database\n" * 100)
+    with pytest.raises(Corrupt, match=r"meta\.db is damaged"):
+        Database(path)
+
+
+def test_a_directory_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(PermissionDenied, match="cannot open"):
+        Database(tmp_path / "missing" / "meta.db")
