@@ -1,60 +1,45 @@
-"""The names of bytes: digests, and the ChainID that names a stack of layers.
+"""Content digests: the *Digest* of any bytes, the *DiffID* of an uncompressed layer, the *ChainID* of a stack of them.
 
-A *DiffID* is the digest of a layer's uncompressed tar; a *ChainID* names a layer together with all below it (OCI image
-specification, config.md, "Layer ChainID").
+The form and the rules are those of the OCI image specification, ``descriptor.md`` (Digests) and ``config.md`` (ChainID).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Protocol, Self
+from collections.abc import Iterable
+from typing import Self
 
 from layerfs.errors import InvalidArgument, Unsupported
 
-_SHA256: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_ANY: Final = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-_SHOWN: Final = 100
-"""Characters of a malformed digest that an error repeats."""
-
-
-class Hash(Protocol):
-    """What `Digest.of_hash` takes: an object of hashlib."""
-
-    def hexdigest(self) -> str:
-        """Return what was hashed until now."""
-        ...
+_FORM = re.compile(r"(?P<algorithm>[a-z0-9]+(?:[+._-][a-z0-9]+)*):(?P<encoded>[A-Za-z0-9=_-]+)")
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class Digest(str):
-    """Name bytes as "sha256:" and 64 lower-case hexadecimal digits; a value that is not of this form cannot be made.
+    """A digest that is known to have the form ``sha256:<64 lower-case hexadecimal digits>``.
 
-    Raise `InvalidArgument` for malformed text, and `Unsupported` for another algorithm (sha512: image-spec
-    descriptor.md, "Registered algorithms").
+    It is a string, so it compares, sorts, joins and serializes as one. `parse` makes one out of somebody's text.
     """
 
     __slots__ = ()
 
-    def __new__(cls, text: str) -> Self:
-        """Check the text and keep it."""
-        if not _SHA256.fullmatch(text):
-            raise _refusal(text)
-        return super().__new__(cls, text)
-
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the digest that the text is; raise as the class does."""
+        """Check and return ``text``; raise `Unsupported` for another algorithm and `InvalidArgument` for no digest."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise InvalidArgument(f"{text!r} is no digest", hint='a digest reads "sha256:" and 64 hexadecimal digits')
+        if match["algorithm"] != "sha256":
+            raise Unsupported(f"the digest algorithm {match['algorithm']!r} is not supported", hint="use sha256")
+        if not _HEX.fullmatch(match["encoded"]):
+            raise InvalidArgument(f"{text!r} is no sha256 digest", hint="64 digits of 0-9 and a-f follow the colon")
         return cls(text)
 
     @classmethod
     def of(cls, data: bytes) -> Self:
-        """Return the digest of these bytes."""
-        return cls.of_hash(hashlib.sha256(data))
-
-    @classmethod
-    def of_hash(cls, hashed: Hash) -> Self:
-        """Return the digest of what a SHA-256 object has been fed."""
-        return cls(f"sha256:{hashed.hexdigest()}")
+        """Return the digest of ``data``."""
+        return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     @property
     def algorithm(self) -> str:
@@ -63,19 +48,18 @@ class Digest(str):
 
     @property
     def hex(self) -> str:
-        """Return the 64 digits, which are also the file name of a blob."""
+        """Return the 64 hexadecimal digits, which are also the file name of a blob."""
         return self.partition(":")[2]
 
 
 def chain_id(parent: Digest | None, diff_id: Digest) -> Digest:
-    """Return the ChainID of a layer on the stack that ``parent`` names; None is the empty stack."""
+    """Return the ChainID of the layer ``diff_id`` on top of the stack ``parent``; None is the empty stack."""
     return diff_id if parent is None else Digest.of(f"{parent} {diff_id}".encode())
 
 
-def _refusal(text: str) -> InvalidArgument | Unsupported:
-    algorithm = text.partition(":")[0]
-    if _ANY.fullmatch(text) and algorithm != "sha256":
-        return Unsupported(f"the digest algorithm {algorithm!r} is not supported", hint="only sha256 is")
-    return InvalidArgument(
-        f"{text[:_SHOWN]!r} is not a digest", hint="a digest is sha256: and 64 lower-case hexadecimal digits"
-    )
+def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
+    """Return the ChainID of every stack that ends with one of ``diff_ids``, the lowest first."""
+    chains: list[Digest] = []
+    for diff_id in diff_ids:
+        chains.append(chain_id(chains[-1] if chains else None, diff_id))
+    return tuple(chains)

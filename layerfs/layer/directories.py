@@ -1,0 +1,370 @@
+"""The directories of a layer's root, reached by descriptors only, and what must be known of each while a layer comes in.
+
+A path of a layer is walked one component at a time from the root's descriptor, each opened by ``O_NOFOLLOW`` in the
+directory before it; symbolic links are read and followed here, so that absolute ones and ``..`` end at the root. Nobody
+who renames or links things meanwhile can lead a name out: a descriptor stays where it is. Open directories are kept, as
+most entries lie in the directory of the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from layerfs.contract import LayerRoot, Whiteouts
+from layerfs.errors import Corrupt
+from layerfs.kernel import syscalls
+from layerfs.layer import attributes
+from layerfs.layer.copyup import copy_up
+from layerfs.layer.tar import shown
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_OPEN = 200
+"""Directories kept open; half the usual limit of descriptors (1,024) is far away."""
+_MOST_LINKS = 40
+"""Symbolic links followed in one path, as path_resolution(7) has it."""
+
+Names = dict[bytes, "Names | None"]
+"""What this layer brought into a directory: for each name the same of that directory, or None for another file."""
+
+
+class Purpose(Enum):
+    """Why a directory is looked for, which decides what happens where it is not."""
+
+    CONTENT = auto()
+    """A file of the layer goes into it: make it."""
+    WHITEOUT = auto()
+    """A name is hidden in it: no directory, nothing to hide, unless lower layers have one."""
+    TARGET = auto()
+    """A hard link's target lies in it."""
+
+
+@dataclass(slots=True, eq=False)
+class Directory:
+    """An open directory. ``path`` is its real one below the root: b"" for the root, b"/usr/lib" for another.
+
+    ``touched`` tells that ``times`` (access and modification, in ns) must be set again before it is closed. ``plain``
+    tells that a file made in it gets just the mode and the group that it is given: no default ACL, no set-group-id.
+    ``opaque`` tells that nothing of lower layers shows in it. ``names`` is None where nothing has to be remembered.
+    """
+
+    path: bytes
+    fd: int
+    parent: Directory | None
+    name: bytes
+    gid: int
+    plain: bool
+    opaque: bool
+    times: tuple[int, int]
+    names: Names | None
+    marked: bool = False
+    touched: bool = False
+
+
+class Directories:
+    """The directories below one root; use as a context manager.
+
+    ``lower`` is a directory that shows the lower layers merged, for roots that hold one layer only; ``tracking`` tells
+    that the root holds files of lower layers too, so that what this layer brings must be remembered.
+    """
+
+    def __init__(self, root: LayerRoot, lower: bytes | None, *, base: bool, tracking: bool, lenient: bool) -> None:
+        self.whiteouts = root.whiteouts
+        self.overlay = root.whiteouts is not Whiteouts.REMOVE
+        self.lenient = lenient
+        self._opaque_name = attributes.opaque_name(root.whiteouts) if self.overlay else b""
+        self._open: dict[bytes, Directory] = {}
+        self._lower = -1
+        self.pinned: Directory | None = None
+        """A directory that stays open whatever else is opened."""
+        fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            names: Names | None = {} if tracking else None
+            self.root = self._adopt(None, b"", fd, names=names, opaque=base)
+            self.root.marked = True
+            if lower is not None and self.overlay and not base:
+                self._lower = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def knows_lower(self) -> bool:
+        """Tell whether the lower layers can be looked at."""
+        return self._lower >= 0
+
+    # -- finding -------------------------------------------------------------------------------------------------------
+
+    def find(self, parts: list[bytes], purpose: Purpose) -> Directory | None:
+        """Walk to a directory, through symbolic links below the root; None where it is not, and need not be made."""
+        todo = parts[::-1]
+        here = self.root
+        links = 0
+        while todo:
+            name = todo.pop()
+            if not name or name == b".":
+                continue
+            if name == b"..":
+                here = self._above(here)
+                continue
+            found = self._enter(here, name, purpose)
+            if found is None:
+                return None
+            if isinstance(found, Directory):
+                here = found
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise Corrupt(f"too many symbolic links in the path {shown(b'/'.join(parts))}")
+            if found.startswith(b"/"):
+                here = self.root
+            todo.extend(found.split(b"/")[::-1])
+        return here
+
+    def child(self, here: Directory, name: bytes) -> Directory | None:
+        """Return a subdirectory; None where the name is something else or nothing."""
+        cached = self._cached(here.path + b"/" + name)
+        if cached is not None:
+            return cached
+        try:
+            return self._adopt(here, name, os.open(name, _FLAGS, dir_fd=here.fd))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+
+    def _cached(self, path: bytes) -> Directory | None:
+        """Return a directory that is open, and make it the youngest."""
+        found = self._open.pop(path, None)
+        if found is not None:
+            self._open[path] = found
+        return found
+
+    def _above(self, here: Directory) -> Directory:
+        """Return the parent, opened again where it was closed; the root is its own."""
+        if here.parent is None:
+            return here
+        if here.parent.fd >= 0:
+            return here.parent
+        above = self.root
+        for name in here.parent.path.split(b"/")[1:]:
+            found = self.child(above, name)
+            if found is None:
+                raise Corrupt(f"the directory {shown(here.parent.path)} went away while the layer was unpacked")
+            above = found
+        return above
+
+    def _enter(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | None:
+        """Take one step: to a directory, to the target of a symbolic link, or to nowhere."""
+        found = self.child(here, name)
+        if found is not None:
+            return found
+        try:
+            status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return self._missing(here, name, purpose)
+        if stat.S_ISLNK(status.st_mode):
+            return os.readlink(name, dir_fd=here.fd)
+        hidden = self.overlay and is_whiteout(status)
+        if purpose is not Purpose.CONTENT:
+            return None
+        if not hidden and (here.names is None or name in here.names):
+            raise Corrupt(f"{shown(here.path + b'/' + name)} is no directory, and the layer has files below it")
+        os.unlink(name, dir_fd=here.fd)
+        return self.make(here, name, 0o755, opaque=hidden)
+
+    def _missing(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | None:
+        """Look into the lower layers, and make the directory where it is needed."""
+        below = self.open_lower(here, name)
+        try:
+            status = os.fstat(below) if below >= 0 else None
+            if status is not None and stat.S_ISLNK(status.st_mode):
+                return os.readlink(b"", dir_fd=below)
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                unknown = self.overlay and not self.knows_lower and not here.opaque
+                if purpose is Purpose.CONTENT or (purpose is Purpose.WHITEOUT and unknown):
+                    return self.make(here, name, 0o755)
+                return None
+            return self._make_like(here, name, status, below)
+        finally:
+            if below >= 0:
+                os.close(below)
+
+    def open_lower(self, here: Directory, name: bytes) -> int:
+        """Open a name as the lower layers have it, by O_PATH and without following links; -1 where they do not."""
+        if self._lower < 0 or here.opaque:
+            return -1
+        path = (here.path + b"/" + name)[1:]
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        try:
+            return syscalls.openat2(self._lower, path, os.O_PATH | os.O_NOFOLLOW, resolve=resolve)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
+                return -1
+            raise
+
+    def copy_up(self, here: Directory, name: bytes) -> bool:
+        """Copy a file that is no directory from the lower layers into the root; False where they have none."""
+        below = self.open_lower(here, name)
+        if below < 0:
+            return False
+        try:
+            if stat.S_ISDIR(os.fstat(below).st_mode):
+                return False
+            copy_up(below, here.fd, name, self.whiteouts, lenient=self.lenient)
+            here.touched = True
+        finally:
+            os.close(below)
+        return True
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def make(self, here: Directory, name: bytes, mode: int, *, opaque: bool = False) -> Directory:
+        """Make a directory that belongs to root, with times of 1970 until somebody says better."""
+        os.mkdir(name, mode & 0o777, dir_fd=here.fd)
+        here.touched = True
+        fd = os.open(name, _FLAGS, dir_fd=here.fd)
+        made = self._adopt(here, name, fd, names=None if here.names is None else {}, opaque=here.opaque)
+        made.touched = True
+        made.times = (0, 0)
+        self.set_attributes(made, mode, 0, 0, {})
+        if opaque:
+            self.make_opaque(made)
+        return made
+
+    def _make_like(self, here: Directory, name: bytes, status: os.stat_result, below: int) -> Directory:
+        """Make a directory as the lower layers have it, so that it does not change what they show."""
+        made = self.make(here, name, 0o755)
+        xattrs = attributes.to_disk(attributes.read(b"/proc/self/fd/%d/." % below), self.whiteouts)
+        self.set_attributes(made, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs)
+        made.times = (status.st_atime_ns, status.st_mtime_ns)
+        return made
+
+    def set_attributes(
+        self, directory: Directory, mode: int, uid: int, gid: int, xattrs: Mapping[bytes, bytes], *, replace: bool = True
+    ) -> None:
+        """Give a directory its owner, extended attributes and mode, in this order: each may undo the next.
+
+        ``replace`` takes away attributes that are not among ``xattrs``, such as an ACL inherited from its parent.
+        """
+        self.change_owner(lambda: os.fchown(directory.fd, uid, gid))
+        if replace:
+            attributes.replace(directory.fd, xattrs, self.whiteouts, lenient=self.lenient)
+        else:
+            attributes.write(directory.fd, xattrs, lenient=self.lenient)
+        os.fchmod(directory.fd, mode)
+        directory.gid = gid
+        directory.plain = not mode & stat.S_ISGID and attributes.DEFAULT_ACL not in xattrs
+
+    def change_owner(self, change: Callable[[], None]) -> None:
+        """Change an owner; where ids may be squashed, those that the user namespace lacks stay as they are."""
+        try:
+            change()
+        except OSError as error:
+            if not self.lenient or error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+
+    def make_opaque(self, directory: Directory) -> None:
+        """Hide everything that lower layers have in a directory of an overlay."""
+        if self.overlay and not directory.opaque:
+            os.setxattr(directory.fd, self._opaque_name, b"y")
+            for path, other in self._open.items():
+                if path == directory.path or path.startswith(directory.path + b"/"):
+                    other.opaque = True
+
+    def mark(self, directory: Directory) -> None:
+        """Remember that this layer has brought something into a directory."""
+        here = directory
+        while not here.marked and here.parent is not None:
+            if here.parent.names is not None:
+                here.parent.names[here.name] = here.names
+            here.marked = True
+            here = here.parent
+
+    def _adopt(
+        self, parent: Directory | None, name: bytes, fd: int, *, names: Names | None = None, opaque: bool | None = None
+    ) -> Directory:
+        """Take over an open descriptor; close another one where too many are open."""
+        status = os.fstat(fd)
+        path = b"" if parent is None else parent.path + b"/" + name
+        if names is None and parent is not None and parent.names is not None:
+            known = parent.names.get(name)
+            names = {} if known is None else known
+        if opaque is None:
+            opaque = parent is not None and (parent.opaque or (self.overlay and self._is_opaque(fd)))
+        plain = not status.st_mode & stat.S_ISGID and not _has(fd, attributes.DEFAULT_ACL)
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        directory = Directory(path, fd, parent, name, status.st_gid, plain, opaque, times, names)
+        if parent is not None:
+            self._open[path] = directory
+            if len(self._open) > _MOST_OPEN:
+                self._close_oldest(directory, parent)
+        return directory
+
+    def _is_opaque(self, fd: int) -> bool:
+        """Tell whether a directory is marked as opaque."""
+        return _has(fd, self._opaque_name)
+
+    # -- closing -------------------------------------------------------------------------------------------------------
+
+    def forget(self, path: bytes) -> None:
+        """Close a directory that is about to be removed, and all below it."""
+        gone = [key for key in self._open if key == path or key.startswith(path + b"/")]
+        for key in gone:
+            directory = self._open.pop(key)
+            os.close(directory.fd)
+            directory.fd = -1
+
+    def _close_oldest(self, *needed: Directory) -> None:
+        """Close the directory that was not looked for the longest."""
+        for directory in self._open.values():
+            if directory is not self.pinned and all(directory is not one for one in needed):
+                self._close(directory)
+                del self._open[directory.path]
+                return
+
+    @staticmethod
+    def _close(directory: Directory) -> None:
+        """Set the times of a directory, which changed with every entry made in it, and close it."""
+        try:
+            if directory.touched:
+                os.utime(directory.fd, ns=directory.times)
+        finally:
+            os.close(directory.fd)
+            directory.fd = -1
+
+    def finish(self) -> None:
+        """Set the times of all directories that are still open."""
+        for directory in (*self._open.values(), self.root):
+            if directory.touched:
+                os.utime(directory.fd, ns=directory.times)
+
+    def close(self) -> None:
+        """Close everything."""
+        for directory in (*self._open.values(), self.root):
+            os.close(directory.fd)
+            directory.fd = -1
+        self._open.clear()
+        if self._lower >= 0:
+            os.close(self._lower)
+            self._lower = -1
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Tell whether a file is a character device 0/0, by which an overlay hides a name."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _has(fd: int, name: bytes) -> bool:
+    """Tell whether an open file has an extended attribute."""
+    try:
+        os.getxattr(fd, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+            return False
+        raise
+    return True
