@@ -49,7 +49,14 @@ need_packages() {
     }
 }
 
-apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -y -qq -o=Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
+# Run apt-get quietly, and show what it said only when it fails.
+apt_get() {
+    local said
+    said=$(DEBIAN_FRONTEND=noninteractive apt-get -y -qq -o=Dpkg::Use-Pty=0 "$@" </dev/null 2>&1) || {
+        say "$said"
+        return 1
+    }
+}
 
 # Tell whether the interpreter $1 is 3.11 or later and complete (Debian ships venv's ensurepip as a package of its own).
 is_usable() { "$1" -c 'import sys, ensurepip, sqlite3, ssl, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

@@ -47,6 +47,11 @@ mv /data/notes /data/notes-renamed
 chmod 600 /etc/passwd
 """
 
+BUSYBOX_SHOW = """#!/bin/sh
+cat /etc/motd
+echo "$(ls /data | wc -l) directories in /data, $(ls /data/notes-renamed | wc -l) notes"
+"""
+
 PYTHON_CHANGE = """#!{python}
 import os, shutil
 with open("/etc/motd", "a") as file:
@@ -57,6 +62,12 @@ shutil.rmtree("/data/licences")
 shutil.copytree("/data/notes", "/data/notes-renamed", symlinks=True)
 shutil.rmtree("/data/notes")
 os.chmod("/etc/passwd", 0o600)
+"""
+
+PYTHON_SHOW = """#!{python}
+import os
+print(open("/etc/motd").read(), end="")
+print(len(os.listdir("/data")), "directories in /data,", len(os.listdir("/data/notes-renamed")), "notes")
 """
 
 
@@ -72,13 +83,16 @@ def steps() -> tuple[Step, ...]:
     """Return the layers of the image, the lowest first."""
     busybox = _static_busybox()
     if busybox is None:
-        return (Step("the running Python", add_python), *_common(PYTHON_CHANGE.format(python=_python())))
-    return (Step("busybox", lambda root: add_busybox(root, busybox)), *_common(BUSYBOX_CHANGE))
+        return (
+            Step("the running Python", add_python),
+            *_common(*(text.format(python=_python()) for text in (PYTHON_CHANGE, PYTHON_SHOW))),
+        )
+    return (Step("busybox", lambda root: add_busybox(root, busybox)), *_common(BUSYBOX_CHANGE, BUSYBOX_SHOW))
 
 
-def _common(change: str) -> tuple[Step, ...]:
+def _common(change: str, show: str) -> tuple[Step, ...]:
     return (
-        Step("files of this machine", lambda root: add_files(root, change)),
+        Step("files of this machine", lambda root: add_files(root, change, show)),
         Step("changes and deletions", change_files),
         Step("one directory in the place of another", replace_directory),
     )
@@ -110,8 +124,8 @@ def add_python(root: Path) -> None:
     shutil.copytree(library, root / library.relative_to("/"), symlinks=True, ignore=skipped)
 
 
-def add_files(root: Path, change: str) -> None:
-    """Add a few files of /etc, the licences that Debian has, notes to change, and the program that changes them."""
+def add_files(root: Path, change: str, show: str) -> None:
+    """Add a few files of /etc, the licences that Debian has, notes, and the programs that change and show them."""
     for name in ("etc", "root", "tmp", "proc", "sys", "dev", "data", "data/notes", "data/old", "demo"):
         (root / name).mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
@@ -126,8 +140,9 @@ def add_files(root: Path, change: str) -> None:
     for number in range(100):
         (root / f"data/notes/{number}").write_text(f"note {number}\n" * number)
         (root / f"data/old/{number}").write_text("old\n")
-    (root / "demo/change").write_text(change)
-    (root / "demo/change").chmod(0o755)
+    for name, text in (("change", change), ("show", show)):
+        (root / "demo" / name).write_text(text)
+        (root / "demo" / name).chmod(0o755)
 
 
 def change_files(root: Path) -> None:
