@@ -57,6 +57,7 @@ MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_ATIME = 0x70
 """The mask of the three ways to keep access times; relatime is 0."""
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 # Namespaces for unshare(2) and setns(2).
@@ -94,6 +95,8 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _FICLONE = 0x40049409
 _PR_SET_PDEATHSIG = 1
+_PR_GET_DUMPABLE = 3
+_PR_SET_DUMPABLE = 4
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_BYTES = 256
 _STATX_MNT_ID_OFFSET = 144
@@ -243,9 +246,14 @@ def move_mount(fd: int, target: bytes) -> None:
     _check(call(_NR_MOVE_MOUNT, fd, b"", AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
-def mount_setattr(fd: int, *, attr_set: int, attr_clear: int = 0, recursive: bool = False) -> None:
-    """Change the attributes of the mount ``fd`` (mount_setattr(2), Linux 5.12)."""
-    how = struct.pack("=QQQQ", attr_set, attr_clear, 0, 0)
+def mount_setattr(
+    fd: int, *, attr_set: int, attr_clear: int = 0, recursive: bool = False, user_namespace: int = 0
+) -> None:
+    """Change the attributes of the mount ``fd`` (mount_setattr(2), Linux 5.12).
+
+    ``user_namespace`` is a descriptor of the one that ``MOUNT_ATTR_IDMAP`` maps owners by.
+    """
+    how = struct.pack("=QQQQ", attr_set, attr_clear, 0, user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     call = _function("syscall", _LONG, _LONG, _BYTES, _LONG, _BYTES, _LONG)
     _check(call(_NR_MOUNT_SETATTR, fd, b"", flags, how, len(how)))
@@ -312,7 +320,18 @@ def setns(fd: int, kind: int) -> None:
     _check(_function("setns", ctypes.c_int, ctypes.c_int)(fd, kind))
 
 
+def _prctl(option: int, value: int) -> int:
+    call = _function("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+    return _check(call(option, value, 0, 0, 0))
+
+
 def die_with_parent(signal_number: int) -> None:
     """Ask for ``signal_number`` when the thread that forked this process ends (PR_SET_PDEATHSIG)."""
-    call = _function("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
-    _check(call(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def set_dumpable(value: int) -> int:
+    """Say whether the files of this process below /proc are its user's (1) or root's (0); return what it was."""
+    before = _prctl(_PR_GET_DUMPABLE, 0)
+    _prctl(_PR_SET_DUMPABLE, value)
+    return before
