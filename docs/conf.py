@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 project = "layerfs"
 author = "The layerfs developers"
 copyright = "The layerfs developers, Apache-2.0"  # noqa: A001  Sphinx's name for it
-release = version("layerfs")
+release = metadata.version("layerfs")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "layerfs_tables"]
 exclude_patterns = ["_build", "extensions"]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_the_driver_guide_quotes_the_copy_driver() -> None:
     source = (REPOSITORY / "backends/layerfs_backends/copy.py").read_text()
     quoted = next(text for text in blocks(REPOSITORY / "CONTRIBUTING.md", "python") if text.startswith("class Copy"))
 
-    assert source[source.index("class CopyDriver") :] == quoted, "copy it into CONTRIBUTING.md"
+    assert source[source.index("class CopyDriver") :] == quoted, "run scripts/update_quotes.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -58,9 +59,8 @@ def test_links_between_files_of_the_repository_lead_somewhere() -> None:
 
 def test_the_table_of_exit_statuses_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs/extensions"))
-    from layerfs_tables import exit_statuses  # noqa: PLC0415  found by the line above
 
-    rows = exit_statuses()
+    rows = import_module("layerfs_tables").exit_statuses()
 
     classes = {name: int(status) for status, name, _, _ in rows if name}
     assert classes["NotFound"] == errors.NotFound.exit_status
