@@ -82,9 +82,9 @@ def apply(
     """Unpack a layer, gzip, zstd or plain, into ``root``; read the stream to its last byte.
 
     For the overlay styles ``root`` receives this layer only. ``lower`` shows the layers below merged: directories that
-    the layer does not list get their attributes from there, symbolic links there are followed, hard links to files there
-    copy them up, and whiteouts of nothing are left out. Without it such directories belong to root with mode 0755, and
-    such hard links fail. ``base`` tells that nothing is below at all, so that whiteouts have no meaning.
+    the layer does not list get their attributes from there, symbolic links there are followed, hard links to files
+    there copy them up, and whiteouts of nothing are left out. Without it such directories belong to root with mode
+    0755, and such hard links fail. ``base`` tells that nothing is below at all, so that whiteouts have no meaning.
 
     ``listener`` hears of the compressed bytes, ``item`` and ``total`` (bytes) being passed on. Raise `Corrupt` for what
     is no sound layer, `LimitExceeded` for one beyond ``limits``, `Unsupported` for what the root cannot hold, and the
@@ -99,9 +99,7 @@ def apply(
                 pass
     except OSError as error:
         raise os_error(f"unpack a layer into {root.path}", error) from error
-    return Applied(
-        source.diff_id, source.digest, source.compressed_size, source.size, reader.entries, squashed
-    )
+    return Applied(source.diff_id, source.digest, source.compressed_size, source.size, reader.entries, squashed)
 
 
 def _reported(source: LayerStream, listener: Listener, item: str, total: int | None) -> Iterator[bytes]:
@@ -111,9 +109,7 @@ def _reported(source: LayerStream, listener: Listener, item: str, total: int | N
         yield block
 
 
-def _apply(
-    reader: TarReader, root: LayerRoot, lower: Path | None, *, base: bool, lenient: bool, limits: Limits
-) -> int:
+def _apply(reader: TarReader, root: LayerRoot, lower: Path | None, *, base: bool, lenient: bool, limits: Limits) -> int:
     """Apply every entry; return how many things were squashed."""
     tracking = root.whiteouts is Whiteouts.REMOVE and not base and any(True for _ in os.scandir(root.path))
     directories = Directories(
@@ -306,7 +302,7 @@ class _Applier:
         self._finish_by_name(header, parent, name)
 
     def _device(self, header: Header) -> int:
-        """Return the number of a device; refuse those that Linux has not, and the one that an overlay takes as order."""
+        """Return the number of a device; refuse those that Linux has not, and the one that an overlay hides by."""
         if not (0 <= header.major <= _LARGEST_MAJOR and 0 <= header.minor <= _LARGEST_MINOR):
             raise Corrupt(f"the device {shown(header.name)} has a number that is out of range")
         if self._overlay and header.type == tar.CHARACTER_DEVICE and header.major == header.minor == 0:
@@ -374,7 +370,9 @@ class _Applier:
         hint = None
         if self._overlay and not directories.knows_lower:
             hint = "its target may be in a lower layer, which was not given: unpack the layers one after the other"
-        raise Corrupt(f"the hard link {shown(header.name)} has the target {shown(header.link)}, which is not there", hint=hint)
+        raise Corrupt(
+            f"the hard link {shown(header.name)} has the target {shown(header.link)}, which is not there", hint=hint
+        )
 
     def _link(self, header: Header, where: Directory, target: bytes, parent: Directory, name: bytes) -> None:
         """Make the link, over whatever has its name."""

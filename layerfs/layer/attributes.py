@@ -1,8 +1,8 @@
 """Extended attributes of files as layers carry them, and those that an overlay keeps for itself.
 
 An overlay marks its directories by attributes below ``trusted.overlay.`` or, with ``userxattr``, ``user.overlay.``. A
-layer's own attributes of that name are escaped by one more ``overlay.``, which the kernel takes away again when it shows
-them (Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts"); so a layer cannot give the overlay orders.
+layer's own attributes of that name are escaped by one more ``overlay.``, which the kernel takes away again to show them
+(Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts"); so a layer cannot give the overlay orders.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def from_disk(xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts) -> dict[bytes
     return result
 
 
+def overlay_prefix(whiteouts: Whiteouts) -> bytes:
+    """Return the start of the attributes that belong to the overlay; nothing where there is none."""
+    return _PREFIXES.get(whiteouts, b"")
+
+
 def proc_path(directory: int, name: bytes) -> bytes:
     """Return a path to an entry of an open directory, for calls that know no ``dir_fd``; its links are not followed."""
     return b"/proc/self/fd/%d/%s" % (directory, name)
@@ -96,6 +101,16 @@ def read(path: int | bytes, *, follow: bool = False) -> dict[bytes, bytes]:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
     return result
+
+
+def get(path: int | bytes, name: bytes) -> bytes | None:
+    """Return one attribute of an open file, or of a path that is not followed; None where it has none."""
+    try:
+        return os.getxattr(path, name, follow_symlinks=isinstance(path, int))
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+            return None
+        raise
 
 
 def write(path: int | bytes, xattrs: Mapping[bytes, bytes], *, lenient: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 from layerfs.errors import Corrupt, InvalidArgument, Unsupported
 
@@ -76,6 +76,7 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the blocks of every member; zero bytes may pad the end, as gzip(1) allows."""
     from isal import isal_zlib  # noqa: PLC0415  a compiled module that only those who unpack need
 
+    failure = cast("type[Exception]", isal_zlib.IsalError)  # its stub takes the class for an instance
     decoder = None
     for chunk in chunks:
         data = chunk
@@ -91,7 +92,7 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 while len(block) == BLOCK and not decoder.eof and not decoder.unconsumed_tail:
                     yield block
                     block = decoder.decompress(b"", BLOCK)
-            except isal_zlib.error as error:
+            except failure as error:
                 raise Corrupt(f"the gzip stream is damaged: {error}") from error
             if block:
                 yield block
@@ -123,7 +124,7 @@ def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
 class _ZstdSteps:
     """Cut a zstd stream into pieces that hold few blocks each, by its frame and block headers (RFC 8878, section 3).
 
-    The binding has no bound on the output of a call: 64 KiB of it may hold 2 GiB of zeros. A block makes 128 KiB at most.
+    The binding has no bound on the output of a call, and 64 KiB may hold 2 GiB of zeros. A block makes 128 KiB at most.
     """
 
     BLOCKS = 8

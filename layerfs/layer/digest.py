@@ -1,6 +1,6 @@
 """Content digests: the *Digest* of any bytes, the *DiffID* of an uncompressed layer, the *ChainID* of a stack of them.
 
-The form and the rules are those of the OCI image specification, ``descriptor.md`` (Digests) and ``config.md`` (ChainID).
+Form and rules are those of the OCI image specification, ``descriptor.md`` (Digests) and ``config.md`` (ChainID).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The directories of a layer's root, reached by descriptors only, and what must be known of each while a layer comes in.
+"""The directories of a layer's root, reached by descriptors only, and what must be known of each of them meanwhile.
 
 A path of a layer is walked one component at a time from the root's descriptor, each opened by ``O_NOFOLLOW`` in the
 directory before it; symbolic links are read and followed here, so that absolute ones and ``..`` end at the root. Nobody
@@ -245,7 +245,14 @@ class Directories:
         return made
 
     def set_attributes(
-        self, directory: Directory, mode: int, uid: int, gid: int, xattrs: Mapping[bytes, bytes], *, replace: bool = True
+        self,
+        directory: Directory,
+        mode: int,
+        uid: int,
+        gid: int,
+        xattrs: Mapping[bytes, bytes],
+        *,
+        replace: bool = True,
     ) -> None:
         """Give a directory its owner, extended attributes and mode, in this order: each may undo the next.
 
@@ -295,8 +302,10 @@ class Directories:
             known = parent.names.get(name)
             names = {} if known is None else known
         if opaque is None:
-            opaque = parent is not None and (parent.opaque or (self.overlay and self._is_opaque(fd)))
-        plain = not status.st_mode & stat.S_ISGID and not _has(fd, attributes.DEFAULT_ACL)
+            opaque = parent is not None and (
+                parent.opaque or (self.overlay and attributes.get(fd, self._opaque_name) == b"y")
+            )
+        plain = not status.st_mode & stat.S_ISGID and attributes.get(fd, attributes.DEFAULT_ACL) is None
         times = (status.st_atime_ns, status.st_mtime_ns)
         directory = Directory(path, fd, parent, name, status.st_gid, plain, opaque, times, names)
         if parent is not None:
@@ -304,10 +313,6 @@ class Directories:
             if len(self._open) > _MOST_OPEN:
                 self._close_oldest(directory, parent)
         return directory
-
-    def _is_opaque(self, fd: int) -> bool:
-        """Tell whether a directory is marked as opaque."""
-        return _has(fd, self._opaque_name)
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
@@ -357,14 +362,3 @@ class Directories:
 def is_whiteout(status: os.stat_result) -> bool:
     """Tell whether a file is a character device 0/0, by which an overlay hides a name."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def _has(fd: int, name: bytes) -> bool:
-    """Tell whether an open file has an extended attribute."""
-    try:
-        os.getxattr(fd, name)
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
-            return False
-        raise
-    return True

@@ -205,9 +205,7 @@ class LayerStream:
 class _Threads:
     """The two threads of a stream: the one that decompresses feeds the one that hashes, and the caller."""
 
-    def __init__(
-        self, chunks: Iterator[bytes], kind: Compression, work: Callable[[tuple[bool, bytes]], None]
-    ) -> None:
+    def __init__(self, chunks: Iterator[bytes], kind: Compression, work: Callable[[tuple[bool, bytes]], None]) -> None:
         self._chunks = chunks
         self._kind = kind
         self._ready: Queue[bytes | None] = Queue(_DEPTH)

@@ -143,8 +143,11 @@ class TarReader:
         if self.entries > self._limits.entries:
             check(self._limits, "entries", self.entries, "the number of entries")
         block = self._block_or_end()
-        if block is None or block[0] or block != tar.ZERO_BLOCK:
+        if block is not None and (block[0] or block != tar.ZERO_BLOCK):
             return block
+        self.entries -= 1
+        if block is None:
+            return None
         following = self._block_or_end()
         if following is not None and following != tar.ZERO_BLOCK:
             raise Corrupt("the tar stream goes on after a lone block of zeros")

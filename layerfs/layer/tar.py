@@ -204,7 +204,7 @@ _ONLY_LOCAL = (b"path", b"linkpath", b"size")
 
 
 def parse_pax(data: bytes) -> PaxRecords:
-    """Read the records ``<length> <key>=<value>\\n`` of an extended header."""
+    """Read the records of an extended header, each ``<length> <key>=<value>`` and a line feed."""
     records: PaxRecords = []
     position = 0
     while position < len(data):
@@ -214,7 +214,7 @@ def parse_pax(data: bytes) -> PaxRecords:
             raise Corrupt("a PAX header holds a record without a length")
         end = position + int(digits)
         equals = data.find(b"=", blank + 1, end)
-        if end > len(data) or equals < 0 or data[end - 1] != 0x0A or equals == blank + 1:
+        if end > len(data) or equals < 0 or data[end - 1 : end] != b"\n" or equals == blank + 1:
             raise Corrupt("a PAX header holds a record that is no key=value of its length")
         records.append((data[blank + 1 : equals], data[equals + 1 : end - 1]))
         position = end
@@ -349,7 +349,7 @@ def parse_sparse_map(text: bytes) -> tuple[tuple[tuple[int, int], ...], int] | N
 
 
 def parse_gnu_sparse(block: memoryview, *, first: bool) -> tuple[list[tuple[int, int]], bool]:
-    """Read the map inside an old GNU header (4 extents) or an extension of it (21): extents, and whether more follow."""
+    """Read the map inside an old GNU header (4 extents) or an extension of it (21): extents, and if more follow."""
     start, count, flag = (386, 4, 482) if first else (0, 21, 504)
     extents: list[tuple[int, int]] = []
     for at in range(start, start + 24 * count, 24):
@@ -416,7 +416,7 @@ def padded(data: bytes) -> bytes:
 
 def _needed_records(header: Header) -> dict[bytes, bytes]:
     """Collect what a ustar header can not say."""
-    records = {b"SCHILY.xattr." + name: value for name, value in header.xattrs.items()}
+    records = dict(_xattr_record(name, value) for name, value in header.xattrs.items())
     if len(header.name) > _NAME_BYTES:
         records[b"path"] = header.name
     if len(header.link) > _NAME_BYTES:
@@ -431,6 +431,14 @@ def _needed_records(header: Header) -> dict[bytes, bytes]:
         if value > largest:
             records[key] = b"%d" % value
     return records
+
+
+def _xattr_record(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return the record of an extended attribute; libarchive's form can have a name with ``=`` in it, star's cannot."""
+    if b"=" not in name:
+        return b"SCHILY.xattr." + name, value
+    quoted = urllib.parse.quote_from_bytes(name).encode()
+    return b"LIBARCHIVE.xattr." + quoted, binascii.b2a_base64(value, newline=False)
 
 
 def _seconds(time: int) -> bytes:
