@@ -34,7 +34,7 @@ class ContainerConfig:
     env: tuple[str, ...] = ()
     workdir: str = ""
     user: str = ""
-    labels: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NONE, hash=False)
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""

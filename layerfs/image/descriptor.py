@@ -24,7 +24,7 @@ class Descriptor:
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    annotations: Mapping[str, str] = field(default_factory=lambda: _NONE, hash=False)
     platform: Platform | None = None
     artifact_type: str = ""
 

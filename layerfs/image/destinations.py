@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from layerfs.errors import Corrupt, InvalidArgument
 from layerfs.events import Listener, ignore
+from layerfs.image import media_types
 from layerfs.image.blobs import BlobStore, verified
 from layerfs.image.config import ImageConfig
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.docker_archive import MANIFEST_FILE
-from layerfs.image.documents import Fields, parse_document, write_document
+from layerfs.image.documents import parse_document, write_document
 from layerfs.image.files import ArchiveFormat, DirectoryFiles
 from layerfs.image.manifest import Index, NamedImage
 from layerfs.image.oci_layout import (
@@ -30,9 +31,11 @@ from layerfs.image.oci_layout import (
     REF_NAME,
     OciLayout,
     blob_name,
+    names_of,
     read_whole,
+    repository_of,
 )
-from layerfs.image.reference import Reference, normalize
+from layerfs.image.reference import Reference, familiar, normalize
 from layerfs.image.sinks import ArchiveSink, DirectorySink, Sink, new_archive, new_directory
 from layerfs.layer.compression import MAGIC_BYTES, decompress, detect
 from layerfs.layer.digest import Digest
@@ -108,7 +111,7 @@ def _entries(images: Sequence[NamedImage], blobs: BlobStore) -> list[Descriptor]
         config = ImageConfig.parse(blobs.read(image.manifest.config))
         descriptor = replace(image.manifest.descriptor, platform=config.platform)
         names = [normalize(name) for name in image.names]
-        entries += [descriptor.with_annotations({CONTAINERD_NAME: name, REF_NAME: name}) for name in names]
+        entries += [descriptor.with_annotations({CONTAINERD_NAME: name, REF_NAME: familiar(name)}) for name in names]
         if not names:
             entries.append(descriptor)
     return entries
@@ -163,7 +166,7 @@ def _add_to_layout(
     files = DirectoryFiles(destination)
     with contextlib.closing(files):
         OciLayout(files, "image")  # refuses a layout of another version
-        index = _with_entries(read_whole(files, INDEX_FILE), entries, f"{INDEX_FILE} of {destination}")
+        index = _with_entries(read_whole(files, INDEX_FILE), entries, destination)
         named = {blob_name(blob.digest): blob.size for image in images for blob in _all_blobs(image)}
         present = frozenset(name for name, size in named.items() if files.has(name) and files.size(name) == size)
     with DirectorySink.existing(destination) as sink:
@@ -175,21 +178,25 @@ def _all_blobs(image: NamedImage) -> tuple[Descriptor, ...]:
     return (*image.manifest.blobs, image.manifest.descriptor)
 
 
-def _with_entries(raw: bytes, entries: Sequence[Descriptor], what: str) -> bytes:
+def _with_entries(raw: bytes, entries: Sequence[Descriptor], destination: Path) -> bytes:
     """Return an index.json with further entries; those that they replace are dropped, the others stay as they are."""
-    Index.parse(raw, Index.build(()).media_type, what)
+    what = f"{INDEX_FILE} of {destination}"
+    repository = repository_of(destination)
+    old = Index.parse(raw, media_types.OCI_INDEX, what).manifests
+    taken = {name for entry in entries for name in names_of(entry, repository)}
+    digests = {entry.digest for entry in entries}
     made = parse_document(raw, what)
-    names = {entry.annotations[REF_NAME] for entry in entries if REF_NAME in entry.annotations}
-    digests = {str(entry.digest) for entry in entries}
-    made["manifests"] = [old for old in made["manifests"] if not _is_replaced(old, names, digests)]
-    made["manifests"] += [entry.to_document() for entry in entries]
+    kept = [
+        document
+        for document, entry in zip(made["manifests"], old, strict=True)
+        if not _is_replaced(entry, set(names_of(entry, repository)), taken, digests)
+    ]
+    made["manifests"] = [*kept, *(entry.to_document() for entry in entries)]
     return write_document(made)
 
 
-def _is_replaced(old: object, names: set[str], digests: set[str]) -> bool:
-    descriptor = Descriptor.parse(Fields(old, INDEX_FILE))
-    taken = {descriptor.annotations.get(REF_NAME), descriptor.annotations.get(CONTAINERD_NAME)} - {None}
-    return bool(taken & names) or (not taken and descriptor.digest in digests)
+def _is_replaced(entry: Descriptor, names: set[str], taken: set[str], digests: set[Digest]) -> bool:
+    return bool(names & taken) if names else entry.digest in digests
 
 
 def _write_docker_image(image: NamedImage, blobs: BlobStore, sink: ArchiveSink, listener: Listener) -> dict[str, Any]:

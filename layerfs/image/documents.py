@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar
@@ -105,17 +105,15 @@ def _no_number(text: str) -> NoReturn:
 def _check_depth(value: object, what: str) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [child for node in level for child in _children(node)]
-        if not level:
+        containers = [node for node in level if isinstance(node, dict | list)]
+        if not containers:
             return
+        level = [child for node in containers for child in _children(node)]
     raise Corrupt(f"{what} has more than {MAX_DEPTH} objects and arrays inside each other")
 
 
-def _children(node: object) -> Iterator[object]:
-    if isinstance(node, dict):
-        yield from node.values()
-    elif isinstance(node, list):
-        yield from node
+def _children(node: dict[str, object] | list[object]) -> Iterable[object]:
+    return node.values() if isinstance(node, dict) else node
 
 
 class Fields:

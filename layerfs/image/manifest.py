@@ -31,7 +31,7 @@ class Manifest:
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str]
+    annotations: Mapping[str, str] = field(hash=False)
 
     @classmethod
     def parse(cls, raw: bytes, media_type: str | None = None, what: str = "") -> Manifest:
@@ -129,7 +129,7 @@ class Index:
     raw: bytes = field(repr=False)
     media_type: str
     manifests: tuple[Descriptor, ...]
-    annotations: Mapping[str, str]
+    annotations: Mapping[str, str] = field(hash=False)
 
     @classmethod
     def parse(cls, raw: bytes, media_type: str | None = None, what: str = "") -> Index:

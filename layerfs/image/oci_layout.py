@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from layerfs.errors import Corrupt, InvalidArgument, NotFound, Unsupported
@@ -27,12 +29,21 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The full name, as containerd and Docker since 25 write it."""
 
+_ENDINGS: Final = re.compile(r"(?:\.(?:tar|tgz|gz|zst|oci|docker))+$", re.IGNORECASE)
+_NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9]+")
+_LONGEST_STEM: Final = 128
 _LOG: Final = logging.getLogger(__name__)
 
 
 def blob_name(digest: Digest) -> str:
     """Return the name of a blob's file in a layout."""
     return f"blobs/sha256/{digest.hex}"
+
+
+def repository_of(path: Path) -> str:
+    """Return the name of a repository made of a file's name, for images that are named by a tag only."""
+    stem = _ENDINGS.sub("", path.resolve().name).lower()
+    return _NOT_IN_NAMES.sub("-", stem).strip("-")[:_LONGEST_STEM].strip("-") or "image"
 
 
 class OciLayout:
@@ -94,7 +105,7 @@ def group(
     for entry in entries:
         if not is_attestation(entry):
             _, names = named.setdefault(entry.digest, (entry, []))
-            names.extend(name for name in _names(entry, repository) if name not in names)
+            names.extend(name for name in names_of(entry, repository) if name not in names)
     grouped: dict[tuple[str, ...], list[Descriptor]] = {}
     for entry, names in named.values():
         grouped.setdefault(tuple(sorted(names)), []).append(entry)
@@ -122,8 +133,11 @@ def _check_names(groups: Sequence[tuple[str, ...]], what: str) -> None:
             seen.add(name)
 
 
-def _names(entry: Descriptor, repository: str) -> Iterator[str]:
-    """Yield the full name that annotations give to an entry; none where they hold no name that can be one."""
+def names_of(entry: Descriptor, repository: str) -> Iterator[str]:
+    """Yield the full name that annotations give to an entry of an index.json, or nothing where they give none.
+
+    ``repository`` goes before a name that is only a tag. A name that can be no reference counts as none.
+    """
     name = entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME, "")
     if not name:
         return

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from layerfs.errors import Corrupt, InvalidArgument, Unsupported, os_error
 from layerfs.image.docker_archive import DockerArchive
 from layerfs.image.files import NO_IMAGE_HINT, ArchiveFiles, ArchiveFormat, DirectoryFiles, Files
 from layerfs.image.manifest import NamedImage
-from layerfs.image.oci_layout import OciLayout
+from layerfs.image.oci_layout import OciLayout, repository_of
 from layerfs.image.platform import Platform
 from layerfs.layer.compression import CHUNK, MAGIC_BYTES, Compression, decompress, detect
 from layerfs.layer.digest import Digest
 
 __all__ = ["NamedImage", "Source", "open_source"]
-
-_ENDINGS: Final = re.compile(r"(?:\.(?:tar|tgz|gz|zst|oci|docker))+$", re.IGNORECASE)
 
 
 class Source(Protocol):
@@ -55,7 +52,7 @@ def open_source(path: Path, *, scratch: Path | None = None) -> Iterator[Source]:
     """
     files = _open_files(path, scratch)
     try:
-        yield _source(files, _repository(path))
+        yield _source(files, repository_of(path))
     finally:
         files.close()
 
@@ -122,9 +119,3 @@ def _spool(chunks: Iterable[bytes], path: Path, scratch: Path | None) -> BinaryI
             raise Corrupt(f"{path}: {error.message}", hint=error.hint) from error
         stack.pop_all()
     return cast("BinaryIO", spool)
-
-
-def _repository(path: Path) -> str:
-    """Return the path of a repository made of a file's name, for images that are named by a tag only."""
-    stem = _ENDINGS.sub("", path.resolve().name).lower()
-    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:128] or "image"
