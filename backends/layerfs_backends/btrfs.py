@@ -33,7 +33,7 @@ from layerfs.contract import (
     WritePolicy,
 )
 from layerfs.errors import InvalidArgument, Unsupported
-from layerfs.kernel import syscalls
+from layerfs.kernel import qgroups, syscalls
 from layerfs_backends import trial
 
 _SUBVOLUME_INODE = 256
@@ -124,12 +124,14 @@ class BtrfsDriver:
         own = self._path(id)
         if not own.exists():
             return
-        nested = self._nested(own)
+        number, nested = self._library.subvolume_id(own), self._nested(own)
         for path in (*nested, own) if nested else ():
             if self._library.get_subvolume_read_only(path):
                 self._library.set_subvolume_read_only(path, False)
         for path in (*nested, own):
             self._delete(path)
+        with suppress(OSError):  # there is none, or the kernel deletes it itself after its cleaner (`qgroups.remove`)
+            qgroups.remove(self._root, number)
 
     def ids(self) -> Iterable[SnapshotId]:
         """List the subvolumes; none of them is ever partial."""
@@ -177,7 +179,11 @@ class BtrfsDriver:
             os.utime(nested.parent, ns=(above.st_atime_ns, above.st_mtime_ns))
 
     def _exclusive(self, own: Path) -> int | None:
-        return None
+        number = self._library.subvolume_id(own)
+        if qgroups.exclusive(own, number) is None:
+            return None
+        self._library.sync(own)  # the counts are those of the last transaction
+        return qgroups.exclusive(own, number)
 
     def _delete(self, path: Path) -> None:
         try:

@@ -39,7 +39,7 @@ from layerfs.contract import (
     Whiteouts,
     WritePolicy,
 )
-from layerfs.errors import InvalidArgument, LayerfsError, PermissionDenied, Unsupported
+from layerfs.errors import InvalidArgument, LayerfsError, NoSpace, PermissionDenied, Unsupported, os_error
 from layerfs.kernel import mounting, syscalls, userns
 from layerfs.kernel.options import MAX_LOWERS, overlay_options
 from layerfs_backends import trial
@@ -201,6 +201,7 @@ class Overlay2Driver:
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     """Open the overlay2 driver on ``root``; raise `Unsupported` that says why where an overlay does not work.
 
+    It is tried once for each root: a store must open on a disk that is full, so that somebody can remove from it.
     The option ``share-above`` is `SHARE_ABOVE`; "500" shares nothing, for users who can perform one mount only.
     """
     share_above = _parse(options)
@@ -209,16 +210,24 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     for directory in (root, root / ".new", root / ".removed"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     driver = Overlay2Driver(root, whiteouts, share_above=share_above)
+    if not (root / "xattrs").exists():
+        _try(driver, root)
+        _record(root, whiteouts)
+    return driver
+
+
+def _try(driver: Overlay2Driver, root: Path) -> None:
     try:
         driver.try_out()
     except (LayerfsError, OSError) as error:
-        hint = _hint(root, error)
+        problem = os_error("try it out", error) if isinstance(error, OSError) else error
+        hint = _hint(root, problem)
         for directory in (root / ".removed", root / ".new", root):
             with suppress(OSError):  # not empty, so it was here before
                 directory.rmdir()
-        raise Unsupported(f"overlayfs does not work in {root}: {error}", hint=hint) from error
-    _record(root, whiteouts)
-    return driver
+        if isinstance(problem, NoSpace):
+            raise problem from error
+        raise Unsupported(f"overlayfs does not work in {root}: {problem}", hint=hint) from error
 
 
 def _parse(options: Mapping[str, str]) -> int:
@@ -248,14 +257,12 @@ def _whiteouts(record: Path) -> Whiteouts:
 
 
 def _record(root: Path, whiteouts: Whiteouts) -> None:
-    record, new = root / "xattrs", root / ".new/xattrs"
-    if record.exists():
-        return
+    new = root / ".new/xattrs"
     with open(new, "w", encoding="ascii") as file:
         file.write(_XATTRS[whiteouts] + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, record)
+    os.replace(new, root / "xattrs")
 
 
 def _bind(path: Path, *, writable: bool) -> Mount:
@@ -289,10 +296,10 @@ def _exercise(merged: Path) -> None:
         raise Unsupported("a deleted file is listed still: the file system does not tell types in readdir (d_type)")
 
 
-def _hint(root: Path, error: LayerfsError | OSError) -> str:
+def _hint(root: Path, problem: LayerfsError) -> str:
     magic = syscalls.file_system_magic(os.fsencode(root))
     if magic == syscalls.OVERLAYFS_MAGIC:
         return "the directory is on an overlay itself (a container?): put the store on a volume, or use the copy driver"
-    if isinstance(error, PermissionDenied | PermissionError):
+    if isinstance(problem, PermissionDenied):
         return "run it as root, or in a user namespace, where Linux 5.11 and later allow it; or use the copy driver"
     return "put the store on ext4, xfs (made with ftype=1), btrfs or tmpfs, or use the copy driver"

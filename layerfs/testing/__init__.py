@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from layerfs.testing.driver_rules import DriverRules
 from layerfs.testing.file_rules import FileRules
+from layerfs.testing.history_rules import HistoryRules
 from layerfs.testing.snapshotter_rules import SnapshotterRules
 
 __all__ = ["DriverContract"]
 
 
-class DriverContract(DriverRules, SnapshotterRules, FileRules):
+class DriverContract(DriverRules, SnapshotterRules, FileRules, HistoryRules):
     """The whole contract of a driver; subclass it, and set ``factory`` (and ``options``, if it needs some)."""

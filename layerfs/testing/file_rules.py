@@ -284,10 +284,10 @@ class FileRules(DriverFixtures):
         with bench.viewed("child") as path:
             after = describe(path, times=True)
             assert contents(path) == {"file": "content", "dir": "/", "dir/file": "inside"}
-        for name in (b"file", b"dir"):
-            assert S_IMODE(after[name].mode) == 0o640
-            assert after[name].attributes == (("user.layerfs", b"\x00value"),)
-            assert after[name].mtime_ns == 4_000_000_005
+        for entry in (after[b"file"], after[b"dir"]):
+            assert S_IMODE(entry.mode) == 0o640
+            assert entry.attributes == (("user.layerfs", b"\x00value"),)
+            assert entry.mtime_ns == 4_000_000_005
         with bench.viewed("base") as path:
             assert describe(path, times=True) == before
 

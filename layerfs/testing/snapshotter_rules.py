@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from layerfs.contract import Driver, Info, Kind, Snapshot, Usage
+from layerfs.contract import Driver, Info, Kind, Snapshot, SnapshotId, Usage
 from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NoSpace, NotFound, Unsupported
 from layerfs.testing.fixtures import Bench, DriverFixtures
 from layerfs.testing.trees import contents, write
@@ -355,7 +355,8 @@ class SnapshotterRules(DriverFixtures):
         with bench.layer("base") as path:
             write(path, f="x")
         bench.snapshotter.prepare("lost", "base")
-        orphan = replace(bench.snapshotter.snapshot("lost"), id=bench.snapshotter.snapshot("lost").id + 1000)
+        lost = bench.snapshotter.snapshot("lost")
+        orphan = replace(lost, id=SnapshotId(lost.id + 1000))
         bench.snapshotter.driver.create(orphan)
         assert bench.snapshotter.cleanup() == (orphan.id,)
         assert bench.snapshotter.cleanup() == ()

@@ -36,11 +36,11 @@ def describe(root: Path, *, times: bool = False) -> dict[bytes, Entry]:
         below = os.path.relpath(directory, top)
         paths += [os.path.normpath(os.path.join(below, name)) for name in (*names, *files)]
     statuses = {path: os.lstat(os.path.join(top, path)) for path in sorted(paths)}
-    names: dict[tuple[int, int], list[bytes]] = {}
+    inodes: dict[tuple[int, int], list[bytes]] = {}
     for path, status in statuses.items():
-        names.setdefault((status.st_dev, status.st_ino), []).append(path)
+        inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
     return {
-        path: _entry(os.path.join(top, path), status, names[status.st_dev, status.st_ino], times=times)
+        path: _entry(os.path.join(top, path), status, inodes[status.st_dev, status.st_ino], times=times)
         for path, status in statuses.items()
     }
 
