@@ -18,7 +18,7 @@ from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsErr
 from layerfs.kernel import overlay, shared, syscalls
 from layerfs.kernel.holders import busy_hint
 from layerfs.kernel.interrupts import uninterrupted
-from layerfs.kernel.mountinfo import at
+from layerfs.kernel.mountinfo import at, below
 from layerfs.kernel.options import Parsed, escape_path, overlay_options, parse, split_lowerdirs
 from layerfs.kernel.overlay import Way, opened
 from layerfs.kernel.shared import release_shared, users
@@ -238,10 +238,18 @@ def _take_away(mounts: Sequence[Mount], place: Path, before: set[int]) -> Busy |
     problem: Busy | None = None
     with uninterrupted():
         while any(point.id not in before for point in at(place)):
-            try:
-                unmount(place)
-            except Busy as busy:
-                problem = problem or busy
-                unmount(place, lazy=True)
+            # A recursive bind brought the mounts inside along.
+            inner = below(place) if any("rbind" in (one.type, *one.options) for one in mounts) else ()
+            for path in (*(point.path for point in reversed(inner)), place):
+                problem = _unmount_somehow(path) or problem
         release_shared(mounts)
     return problem
+
+
+def _unmount_somehow(path: Path) -> Busy | None:
+    try:
+        unmount(path)
+    except Busy as busy:
+        unmount(path, lazy=True)
+        return busy
+    return None

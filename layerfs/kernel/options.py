@@ -72,23 +72,40 @@ def overlay_options(
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """What one generic option of mount(8) does: bits for mount(2), and attributes to set and clear for fsmount(2)."""
+    """A group of attributes of which one generic option of mount(8) sets some and clears the others.
 
-    legacy: int = 0
-    attribute: int = 0
-    clear: int = 0
+    ``attribute`` and ``attributes`` are what it sets of fsmount(2)'s, and its group; ``legacy`` and ``legacies`` the
+    same of mount(2)'s.
+    """
+
+    attribute: int
+    attributes: int
+    legacy: int
+    legacies: int
+
+
+def _pair(on: str, off: str, attribute: int, legacy: int) -> dict[str, Flag]:
+    return {on: Flag(attribute, attribute, legacy, legacy), off: Flag(0, attribute, 0, legacy)}
+
+
+_TIMES = syscalls.MS_NOATIME | syscalls.MS_STRICTATIME | syscalls.MS_RELATIME
+
+
+def _times(attribute: int, legacy: int) -> Flag:
+    return Flag(attribute, syscalls.MOUNT_ATTR_ATIME, legacy, _TIMES)
 
 
 _FLAGS: dict[str, Flag] = {
-    "ro": Flag(syscalls.MS_RDONLY, syscalls.MOUNT_ATTR_RDONLY),
-    "nosuid": Flag(syscalls.MS_NOSUID, syscalls.MOUNT_ATTR_NOSUID),
-    "nodev": Flag(syscalls.MS_NODEV, syscalls.MOUNT_ATTR_NODEV),
-    "noexec": Flag(syscalls.MS_NOEXEC, syscalls.MOUNT_ATTR_NOEXEC),
-    "nodiratime": Flag(syscalls.MS_NODIRATIME, syscalls.MOUNT_ATTR_NODIRATIME),
-    "nosymfollow": Flag(syscalls.MS_NOSYMFOLLOW, syscalls.MOUNT_ATTR_NOSYMFOLLOW),
-    "noatime": Flag(syscalls.MS_NOATIME, syscalls.MOUNT_ATTR_NOATIME, syscalls.MOUNT_ATTR_ATIME),
-    "strictatime": Flag(syscalls.MS_STRICTATIME, syscalls.MOUNT_ATTR_STRICTATIME, syscalls.MOUNT_ATTR_ATIME),
-    "relatime": Flag(syscalls.MS_RELATIME, 0, syscalls.MOUNT_ATTR_ATIME),
+    **_pair("ro", "rw", syscalls.MOUNT_ATTR_RDONLY, syscalls.MS_RDONLY),
+    **_pair("nosuid", "suid", syscalls.MOUNT_ATTR_NOSUID, syscalls.MS_NOSUID),
+    **_pair("nodev", "dev", syscalls.MOUNT_ATTR_NODEV, syscalls.MS_NODEV),
+    **_pair("noexec", "exec", syscalls.MOUNT_ATTR_NOEXEC, syscalls.MS_NOEXEC),
+    **_pair("nodiratime", "diratime", syscalls.MOUNT_ATTR_NODIRATIME, syscalls.MS_NODIRATIME),
+    **_pair("nosymfollow", "symfollow", syscalls.MOUNT_ATTR_NOSYMFOLLOW, syscalls.MS_NOSYMFOLLOW),
+    "noatime": _times(syscalls.MOUNT_ATTR_NOATIME, syscalls.MS_NOATIME),
+    "strictatime": _times(syscalls.MOUNT_ATTR_STRICTATIME, syscalls.MS_STRICTATIME),
+    "relatime": _times(0, syscalls.MS_RELATIME),
+    "atime": _times(0, 0),
 }
 
 _SUPERBLOCK: dict[str, int] = {
@@ -99,7 +116,7 @@ _SUPERBLOCK: dict[str, int] = {
 }
 """Options that the file system itself keeps, by their bits for mount(2)."""
 
-_DEFAULTS = frozenset({"rw", "suid", "dev", "exec", "async", "atime", "diratime", "symfollow", "defaults"})
+_NOTHING = frozenset({"async", "defaults"})
 _BINDS = frozenset({"bind", "rbind"})
 
 
@@ -123,21 +140,20 @@ class Parsed:
 def parse(options: Sequence[str]) -> Parsed:
     """Tell the options of a mount apart; of two that contradict each other the later wins, as in mount(8)."""
     attributes = cleared = flags = 0
-    superblock: list[str] = []
+    superblock: dict[str, int] = {}
     data: list[str] = []
     for option in options:
-        flag = _FLAGS.get(option, Flag())
-        attributes = attributes & ~flag.clear | flag.attribute
-        cleared |= flag.clear
-        flags |= flag.legacy | _SUPERBLOCK.get(option, 0)
+        if flag := _FLAGS.get(option):
+            attributes = attributes & ~flag.attributes | flag.attribute
+            flags = flags & ~flag.legacies | flag.legacy
+            cleared |= flag.attributes & syscalls.MOUNT_ATTR_ATIME  # mount_setattr(2) wants all its bits cleared
         if option in _SUPERBLOCK:
-            superblock.append(option)
-        elif option not in _FLAGS and option not in _DEFAULTS and option not in _BINDS:
+            superblock[option] = _SUPERBLOCK[option]
+        elif option == "rw":
+            superblock.pop("ro", None)
+        elif not flag and option not in _NOTHING | _BINDS and not option.startswith("x-"):  # x-: user space's own
             data.append(option)
-        if option == "rw":
-            attributes &= ~syscalls.MOUNT_ATTR_RDONLY
-            flags &= ~syscalls.MS_RDONLY
-            superblock = [name for name in superblock if name != "ro"]
+    flags |= sum(superblock.values())
     return Parsed(
         attributes,
         cleared,
