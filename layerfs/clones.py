@@ -1,0 +1,355 @@
+"""The clones of a store: writable roots on top of an image, with snapshots, forks and a way back.
+
+A clone is the active snapshot ``clone/NAME``; a snapshot of it is the committed one ``clone/NAME@LABEL`` on which the
+clone goes on. Committing a clone to an image makes a layer of what differs from its image and leaves the clone as it
+is.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from layerfs.contract import LayerRoot, Mount, VolatileMounts, Whiteouts
+from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from layerfs.events import Listener, ignore
+from layerfs.image import media_types
+from layerfs.image.descriptor import Descriptor
+from layerfs.images import Image, Images
+from layerfs.kernel import mounting
+from layerfs.layer.changes import Change, changes, upper_changes
+from layerfs.layer.compression import Compression
+from layerfs.layer.write import write_layer
+from layerfs.metadata import clones
+from layerfs.metadata.clones import CloneRow
+from layerfs.metadata.snapshots import moment
+from layerfs.parts import Parts
+
+PREFIX = "clone/"
+"""Starts the keys of clones and the names of their snapshots."""
+
+_MEDIA_TYPES = {
+    Compression.NONE: media_types.OCI_LAYER,
+    Compression.GZIP: media_types.OCI_LAYER_GZIP,
+    Compression.ZSTD: media_types.OCI_LAYER_ZSTD,
+}
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a clone holds beyond its image: the changes, and the directory where changed files can be read."""
+
+    changes: Iterator[Change]
+    root: LayerRoot
+
+
+class Clones:
+    """Make and find clones."""
+
+    def __init__(self, parts: Parts, images: Images, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self.parts = parts
+        self.images = images
+        self.clock = clock
+
+    def make(self, image: Image, name: str | None = None) -> Clone:
+        """Clone an image, unpacking it first where that has not been done; a name is made up if none is given."""
+        with self.parts.working():
+            self.images.unpack(image)
+            return self.prepare(name or made_up(image.name), image.digest, image.top)
+
+    def prepare(self, name: str, image: str, parent: str) -> Clone:
+        """Make a clone on any committed snapshot."""
+        check_label(name, "a clone's name")
+        row = CloneRow(name, image, self.clock())
+        try:
+            self.parts.snapshotter.prepare(
+                PREFIX + name, parent, within=lambda connection: clones.insert(connection, row)
+            )
+        except AlreadyExists as error:
+            raise AlreadyExists(
+                f"a clone {name!r} exists already", hint="remove it (layerfs rm), or use another name"
+            ) from error
+        return self._load(row)
+
+    def every(self) -> tuple[Clone, ...]:
+        """Return all clones by name."""
+        with self.parts.database.read() as connection:
+            return tuple(self._load(row) for row in clones.every(connection))
+
+    def get(self, name: str) -> Clone:
+        """Return the clone of a name, or of a unique start of one; raise `NotFound`."""
+        with self.parts.database.read() as connection:
+            found = clones.matching(connection, name) if name else []
+        if len(found) > 1:
+            raise InvalidArgument(f"several clones start with {name!r}", hint="give more of the name")
+        if not found:
+            raise NotFound(f"there is no clone {name!r}", hint="`layerfs ls` lists what is there")
+        return self._load(found[0])
+
+    def _load(self, row: CloneRow) -> Clone:
+        return Clone(row.name, row.image, moment(row.created), self)
+
+
+@dataclass(slots=True)
+class Clone:
+    """A writable root on top of an image.
+
+    As a context manager it removes itself at the end, unless `keep` was called.
+    """
+
+    name: str
+    image: str
+    """The digest of the image that it came from."""
+    created: datetime
+    _clones: Clones = field(repr=False)
+    _kept: bool = False
+
+    @property
+    def key(self) -> str:
+        """Return the key of its active snapshot."""
+        return PREFIX + self.name
+
+    @property
+    def _parts(self) -> Parts:
+        return self._clones.parts
+
+    def keep(self) -> Self:
+        """Let it outlive the ``with`` block."""
+        self._kept = True
+        return self
+
+    def __enter__(self) -> Self:
+        """Return the clone itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove it unless it is kept."""
+        if not self._kept:
+            self.remove()
+
+    # Mounts
+
+    def mounts(self) -> tuple[Mount, ...]:
+        """Return the mounts that show its root, for a caller that mounts by itself."""
+        return self._parts.snapshotter.mounts(self.key)
+
+    def mount(self, target: Path, *, volatile: bool = False) -> None:
+        """Mount its root at an existing directory; raise `Busy` if it is mounted already.
+
+        ``volatile`` never syncs: faster, and all that was written is lost in a crash of the machine.
+        """
+        with self._parts.writing(self.key, self._what):
+            mounting.mount(self._mounts(volatile=volatile), target)
+
+    def unmount(self) -> None:
+        """Unmount it wherever it is mounted; raise `FailedPrecondition` if it is nowhere."""
+        mounts = self.mounts()
+        points = mounting.users(mounts)
+        if not points:
+            raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
+        for point in points:
+            mounting.unmount(point.path)
+        self._after_unmount(mounts)
+
+    @contextmanager
+    def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:
+        """Give its mounted root while the block runs, at ``target`` or in a private temporary directory."""
+        mounts = self._mounts(volatile=volatile)
+        with self._parts.writing(self.key, self._what):
+            try:
+                with mounting.mounted(mounts, target) as root:
+                    yield root
+            finally:
+                self._after_unmount(mounts)
+
+    def mount_points(self) -> tuple[Path, ...]:
+        """Return where it is mounted now, as far as this mount namespace shows."""
+        return tuple(point.path for point in mounting.users(self.mounts()))
+
+    def run(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
+        """Run a command inside its root, with the host's network and no other isolation; return its exit status.
+
+        128 and a signal's number stand for a command that the signal ended.
+        """
+        from layerfs.kernel import userns  # noqa: PLC0415  only who runs commands needs it
+
+        mounts = self.mounts()
+        with self._parts.writing(self.key, self._what):
+            try:
+                return userns.run_chroot(mounts, command, environment or {})
+            finally:
+                self._after_unmount(mounts)
+
+    # Snapshots
+
+    def snapshot(self, label: str | None = None) -> str:
+        """Keep its present state under a label, by default the next number, and go on; return the label."""
+        label = label or self._next_label()
+        check_label(label, "a snapshot's label")
+        with self._parts.working(), self._parts.writing(self.key, self._what):
+            try:
+                self._parts.snapshotter.checkpoint(f"{self.key}@{label}", self.key)
+            except AlreadyExists as error:
+                raise AlreadyExists(f"{self._what} has a snapshot {label!r} already") from error
+        return label
+
+    def snapshots(self) -> tuple[str, ...]:
+        """Return the labels of its snapshots, the oldest first."""
+        prefix = f"{self.key}@"
+        infos = sorted(self._parts.snapshotter.infos(prefix=prefix), key=lambda info: info.created)
+        return tuple(info.name.removeprefix(prefix) for info in infos)
+
+    def rollback(self, label: str | None = None) -> None:
+        """Give up what was changed since a snapshot, by default since the last one, or since the image if none."""
+        if label is not None and label not in self.snapshots():
+            shown = ", ".join(self.snapshots()) or "none"
+            raise NotFound(f"{self._what} has no snapshot {label!r}", hint=f"there are: {shown}")
+        with self._parts.working(), self._parts.writing(self.key, self._what):
+            parent = self._parts.snapshotter.stat(self.key).parent
+            self._parts.snapshotter.reset(self.key, parent if label is None else f"{self.key}@{label}")
+
+    def fork(self, name: str | None = None) -> Clone:
+        """Make another clone that starts with the present state of this one; both go on apart."""
+        name = name or made_up(self.name)
+        check_label(name, "a clone's name")
+        label = self.snapshot(f"fork-{name}")
+        return self._clones.prepare(name, self.image, f"{self.key}@{label}")
+
+    # Changes
+
+    def changes(self) -> Iterator[Change]:
+        """List what differs from its image, sorted by path."""
+        with self.difference() as difference:
+            yield from difference.changes
+
+    @contextmanager
+    def difference(self, *, held: bool = False) -> Iterator[Difference]:
+        """Give what differs from its image as long as the block runs, from the driver's own record where it has one.
+
+        ``held`` tells that the caller holds the clone against mounts already.
+        """
+        base = self._clones.images.get(self.image).top
+        root = self._parts.layer_root(self.key)
+        if (
+            root is not None
+            and root.whiteouts is not Whiteouts.REMOVE
+            and self._parts.snapshotter.stat(self.key).parent == base
+        ):
+            with self._parts.tree(base) as lower:
+                yield Difference(upper_changes(root, lower), root)
+            return
+        with self._parts.tree(base) as lower, self._parts.tree(self.key, held=held) as tree:
+            yield Difference(changes(lower, tree), LayerRoot(tree, Whiteouts.REMOVE))
+
+    def commit(
+        self,
+        name: str | None = None,
+        *,
+        message: str = "",
+        author: str = "",
+        compression: Compression = Compression.ZSTD,
+        level: int | None = None,
+        listener: Listener = ignore,
+    ) -> Image:
+        """Make an image of it: its own image's layers and one more that holds exactly what differs.
+
+        The clone stays as it is. The same changes give the same layer, byte for byte.
+        """
+        images = self._clones.images
+        base = images.get(self.image)
+        blobs = self._parts.blobs
+        with self._parts.working(), self._parts.writing(self.key, self._what):
+            with self.difference(held=True) as difference, blobs.writer() as blob:
+                written = write_layer(
+                    difference.changes,
+                    difference.root,
+                    blob,
+                    compression=compression,
+                    level=level,
+                    listener=listener,
+                )
+                blob.commit(written.digest)
+            layer = Descriptor(_MEDIA_TYPES[compression], written.digest, written.size)
+            config = base.config.with_layer(
+                written.diff_id,
+                created=moment(self._clones.clock()),
+                created_by="layerfs commit",
+                author=author,
+                comment=message,
+            )
+            manifest = base.manifest.with_layer(blobs.put_bytes(config.raw, media_types.OCI_CONFIG), layer)
+            blobs.put_bytes(manifest.raw)
+            return images.add(manifest, config, [name] if name else [])
+
+    def remove(self) -> None:
+        """Remove it with the snapshots that no fork stands on; raise `Busy` while it is mounted."""
+        with self._parts.writing(self.key, self._what):
+            self._parts.snapshotter.remove(self.key, within=lambda connection: clones.delete(connection, self.name))
+        remove_unused(self._parts, [f"{self.key}@{label}" for label in self.snapshots()])
+
+    @property
+    def _what(self) -> str:
+        return f"the clone {self.name!r}"
+
+    def _mounts(self, *, volatile: bool) -> Sequence[Mount]:
+        if not volatile:
+            return self.mounts()
+        if not isinstance(self._parts.driver, VolatileMounts):
+            raise Unsupported(f"the driver {self._parts.driver.name} has no volatile mounts", hint="overlay2 has")
+        return self._parts.driver.volatile_mounts(self._parts.snapshotter.snapshot(self.key))
+
+    def _after_unmount(self, mounts: Sequence[Mount]) -> None:
+        mounting.release_shared(mounts)
+        if isinstance(self._parts.driver, VolatileMounts):
+            self._parts.driver.settle(self._parts.snapshotter.snapshot(self.key))
+
+    def _next_label(self) -> str:
+        numbers = [int(label) for label in self.snapshots() if label.isdecimal()]
+        return str(max(numbers, default=0) + 1)
+
+
+def remove_unused(parts: Parts, names: Iterable[str]) -> None:
+    """Remove those committed snapshots on which nothing stands, until none is left that could go."""
+    left = list(names)
+    while True:
+        stuck = [name for name in left if not _removed(parts, name)]
+        if len(stuck) == len(left):
+            return
+        left = stuck
+
+
+def _removed(parts: Parts, name: str) -> bool:
+    try:
+        parts.snapshotter.remove(name)
+    except FailedPrecondition:
+        return False
+    except NotFound:
+        pass
+    return True
+
+
+def check_label(label: str, what: str) -> None:
+    """Raise `InvalidArgument` for what cannot be a clone's name or a snapshot's label."""
+    if not _NAME.fullmatch(label):
+        raise InvalidArgument(
+            f"{label!r} cannot be {what}",
+            hint="use letters, digits, '_', '.' and '-', 128 at the most, a letter or digit first",
+        )
+
+
+def made_up(base: str) -> str:
+    """Return a new name that shows what it is based on: "debian:12" gives "debian-12-3f9a1c"."""
+    stem = re.sub(r"[^a-zA-Z0-9]+", "-", base.rpartition("/")[2]).strip("-") or "clone"
+    return f"{stem[:100]}-{secrets.token_hex(3)}"

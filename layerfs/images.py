@@ -1,0 +1,283 @@
+"""The images of a store: kept as blobs, unpacked as snapshots that images share by ChainID."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from layerfs import locks
+from layerfs.contract import LayerRoot, Mount, Whiteouts
+from layerfs.errors import Corrupt, FailedPrecondition, InvalidArgument, NotFound
+from layerfs.events import Listener, ignore
+from layerfs.image.config import ImageConfig
+from layerfs.image.descriptor import Descriptor
+from layerfs.image.destinations import write_images
+from layerfs.image.files import ArchiveFormat
+from layerfs.image.manifest import Manifest, NamedImage
+from layerfs.image.platform import Platform
+from layerfs.image.reference import familiar, normalize
+from layerfs.image.sources import Source, open_source
+from layerfs.kernel import mounting, userns
+from layerfs.layer.apply import Applied, OwnerPolicy, apply
+from layerfs.layer.digest import Digest
+from layerfs.metadata import clones, images
+from layerfs.metadata.images import ImageRow, LayerRow
+from layerfs.metadata.snapshots import moment
+from layerfs.parts import Parts
+
+LAYER_LABEL = "layerfs/layer"
+"""Marks the snapshots that hold unpacked layers: those that `prune` may remove once no image names them."""
+
+UNPACKING = "unpack/"
+"""Starts the keys of snapshots into which a layer is being unpacked; its ChainID follows."""
+
+_SHORTEST_PREFIX = 4
+"""Hexadecimal digits of a digest that are taken for one rather than for a name."""
+_FULL = 64
+"""Hexadecimal digits of a whole one, which cannot be a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of the store; ``names`` are sorted and short ("debian:12"), ``size`` is the bytes of its blobs."""
+
+    digest: Digest
+    names: tuple[str, ...]
+    manifest: Manifest
+    config: ImageConfig
+    size: int
+    imported: datetime
+
+    @property
+    def name(self) -> str:
+        """Return its first name, or the start of its digest if it has none."""
+        return self.names[0] if self.names else self.digest.hex[:12]
+
+    @property
+    def top(self) -> str:
+        """Return the ChainID of its uppermost layer, which is the name of the snapshot that clones stand on."""
+        chain = self.config.chain_ids
+        return chain[-1] if chain else ""
+
+
+class Images:
+    """Import, find, name, unpack and remove images."""
+
+    def __init__(self, parts: Parts, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._parts = parts
+        self._clock = clock
+
+    def every(self) -> tuple[Image, ...]:
+        """Return all images, the oldest first."""
+        with self._parts.database.read() as connection:
+            rows = [(row, images.tags(connection, row.digest)) for row in images.every(connection)]
+        return tuple(self._load(row, names) for row, names in rows)
+
+    def get(self, reference: str) -> Image:
+        """Return the image of a name, a digest, or a unique prefix of a digest; raise `NotFound` for others."""
+        with self._parts.database.read() as connection:
+            digest = _by_digest(connection, reference) or images.tagged(connection, normalize(reference))
+            row = images.find(connection, digest) if digest else None
+            if row is None:
+                raise NotFound(f"there is no image {reference!r}", hint="`layerfs image ls` lists what is there")
+            names = images.tags(connection, row.digest)
+        return self._load(row, names)
+
+    def import_from(
+        self,
+        path: Path,
+        *,
+        names: Sequence[str] = (),
+        platform: Platform | None = None,
+        unpack: bool = True,
+        listener: Listener = ignore,
+    ) -> tuple[Image, ...]:
+        """Import the images of an archive or layout; ``names`` replace those that it gives to a single image.
+
+        ``platform`` selects from an index, the host's by default. Every blob is verified. Raise `Corrupt` for
+        bytes that are not what their digest says; nothing of an image that fails is kept.
+        """
+        with open_source(path) as source, self._parts.working():
+            found = source.images(platform)
+            if names and len(found) != 1:
+                raise InvalidArgument(
+                    f"{path} holds {len(found)} images, so they cannot be named {', '.join(names)}",
+                    hint="import it without names, then `layerfs image tag`",
+                )
+            return tuple(
+                self._import_one(source, image.manifest, names or image.names, unpack=unpack, listener=listener)
+                for image in found
+            )
+
+    def add(self, manifest: Manifest, config: ImageConfig, names: Iterable[str]) -> Image:
+        """Record an image whose blobs are all there."""
+        manifest.check_config(config)
+        row = ImageRow(
+            manifest.digest,
+            manifest.media_type,
+            len(manifest.raw),
+            manifest.config.digest,
+            manifest.config.size,
+            self._clock(),
+        )
+        stacked = zip(manifest.layers, config.diff_ids, config.chain_ids, strict=True)
+        layers = [LayerRow(blob.digest, blob.size, diff_id, chain_id) for blob, diff_id, chain_id in stacked]
+        with self._parts.database.write() as connection:
+            images.put(connection, row, layers, [normalize(name) for name in names])
+        return self.get(manifest.digest)
+
+    def export_to(
+        self, references: Sequence[str], path: Path, form: ArchiveFormat, *, listener: Listener = ignore
+    ) -> None:
+        """Write images to a file or directory, each under the name by which it is asked for, or under all it has."""
+        named = [self._named(reference) for reference in references]
+        write_images(form, named, self._parts.blobs, path, listener=listener)
+
+    def tag(self, reference: str, name: str) -> Image:
+        """Give an image one more name."""
+        image = self.get(reference)
+        with self._parts.database.write() as connection:
+            images.tag(connection, normalize(name), image.digest)
+        return self.get(image.digest)
+
+    def remove(self, reference: str) -> Image:
+        """Take a name from an image, and remove the image with its last name; a digest removes it with all names.
+
+        Raise `FailedPrecondition` that lists the clones of an image that has some. Its layers and blobs go with
+        `prune`, or right away where nobody else works with the store.
+        """
+        image = self.get(reference)
+        with self._parts.database.write() as connection:
+            name = normalize(reference)
+            named = images.tagged(connection, name) == image.digest
+            names = [name] if named else list(images.tags(connection, image.digest))
+            if len(names) == len(images.tags(connection, image.digest)):
+                _check_unused(image, clones.of_image(connection, image.digest))
+            for each in names:
+                images.untag(connection, each)
+            if not images.tags(connection, image.digest):
+                images.delete(connection, image.digest)
+        return image
+
+    def unpack(self, image: Image, *, listener: Listener = ignore) -> None:
+        """Make sure that every layer of an image is there as a snapshot."""
+        parent = ""
+        for blob, diff_id, chain in zip(
+            image.manifest.layers, image.config.diff_ids, image.config.chain_ids, strict=True
+        ):
+            if not self._is_unpacked(chain):
+                with locks.locked(self._parts.lock_file, locks.named(chain), exclusive=True, what=f"the layer {chain}"):
+                    if not self._is_unpacked(chain):
+                        self._unpack_layer(blob, diff_id, chain, parent, listener)
+            parent = chain
+
+    def _named(self, reference: str) -> NamedImage:
+        image = self.get(reference)
+        with suppress(InvalidArgument):  # 64 hexadecimal digits are no name
+            if familiar(reference) in image.names:
+                return NamedImage((reference,), image.manifest)
+        return NamedImage(image.names, image.manifest)
+
+    def _import_one(
+        self, source: Source, manifest: Manifest, names: Iterable[str], *, unpack: bool, listener: Listener
+    ) -> Image:
+        blobs = self._parts.blobs
+        for descriptor in (manifest.config, *manifest.layers):
+            if not blobs.has(descriptor.digest):
+                with source.open(descriptor.digest) as stream:
+                    blobs.put(stream, descriptor, listener)
+        blobs.put_bytes(manifest.raw)
+        config = ImageConfig.parse(blobs.read(manifest.config.digest))
+        manifest.check_config(config)
+        image = Image(manifest.digest, (), manifest, config, 0, moment(0))
+        if unpack:
+            self.unpack(image, listener=listener)
+        return self.add(manifest, config, names)
+
+    def _unpack_layer(self, blob: Descriptor, diff_id: Digest, chain: str, parent: str, listener: Listener) -> None:
+        """Unpack one layer under a key of its own, and commit it only if it is what its DiffID says."""
+        snapshotter = self._parts.snapshotter
+        key = f"{UNPACKING}{chain}"
+        with suppress(NotFound):
+            snapshotter.remove(key)  # what a crash left; the lock tells that nobody works on it
+        mounts = snapshotter.prepare(key, parent)
+        try:
+            applied = self._apply(blob, key, mounts, parent, listener)
+            _check_diff_id(blob, applied.diff_id, diff_id)
+            snapshotter.commit(chain, key, labels={LAYER_LABEL: str(blob.digest)})
+        except BaseException:
+            snapshotter.remove(key)
+            raise
+
+    def _apply(self, blob: Descriptor, key: str, mounts: Sequence[Mount], parent: str, listener: Listener) -> Applied:
+        with ExitStack() as stack:
+            root = self._parts.layer_root(key)
+            if root is None:
+                root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
+            stream = stack.enter_context(self._parts.blobs.open(blob.digest))
+            lower = stack.enter_context(self._parts.temporary_view(parent)) if parent else None
+            return apply(
+                stream,
+                root,
+                lower=lower,
+                base=not parent,
+                owner=_owner_policy(),
+                listener=listener,
+                item=blob.digest,
+                total=blob.size,
+            )
+
+    def _is_unpacked(self, chain: str) -> bool:
+        try:
+            self._parts.snapshotter.snapshot(chain)
+        except NotFound:
+            return False
+        return True
+
+    def _load(self, row: ImageRow, names: tuple[str, ...]) -> Image:
+        blobs = self._parts.blobs
+        manifest = Manifest.parse(blobs.read(Digest(row.digest)), row.media_type)
+        config = ImageConfig.parse(blobs.read(manifest.config.digest))
+        size = row.size + sum(blob.size for blob in (manifest.config, *manifest.layers))
+        shown = tuple(sorted(familiar(name) for name in names))
+        return Image(manifest.digest, shown, manifest, config, size, moment(row.created))
+
+
+def _by_digest(connection: sqlite3.Connection, text: str) -> str | None:
+    """Find an image by its digest or a unique start of it, which a tag of the same letters gives way to."""
+    digits = text.removeprefix("sha256:")
+    if len(digits) < _SHORTEST_PREFIX or set(digits) - set("0123456789abcdef"):
+        return None
+    found = images.by_prefix(connection, f"sha256:{digits}")
+    if len(digits) < _FULL and images.tagged(connection, normalize(text)):
+        return None
+    if len(found) > 1:
+        raise InvalidArgument(f"several images start with {text!r}", hint="give more digits")
+    return found[0] if found else None
+
+
+def _owner_policy() -> OwnerPolicy:
+    """Keep owners wherever more than one can exist: an ordinary user, or a namespace of one id, has but itself."""
+    return OwnerPolicy.SQUASH if os.geteuid() != 0 or userns.id_map().single else OwnerPolicy.KEEP
+
+
+def _check_diff_id(blob: Descriptor, found: Digest, expected: Digest) -> None:
+    if found != expected:
+        raise Corrupt(
+            f"the layer {blob.digest} unpacks to {found}; its image says {expected}",
+            hint="the image was damaged or altered: get it again",
+        )
+
+
+def _check_unused(image: Image, by: Sequence[str]) -> None:
+    if by:
+        raise FailedPrecondition(
+            f"cannot remove the image {image.name}: it has the clones {', '.join(by[:5])}",
+            hint="remove these first: layerfs rm NAME",
+        )

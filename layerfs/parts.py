@@ -1,0 +1,92 @@
+"""What a store is made of, as its images, clones and housekeeping share it, and the trees of its snapshots."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerfs import locks
+from layerfs.contract import DirectAccess, Driver, Kind, LayerRoot, Whiteouts
+from layerfs.errors import Busy
+from layerfs.image.blobs import BlobStore
+from layerfs.kernel import mounting
+from layerfs.metadata.database import Database
+from layerfs.snapshotter import Snapshotter
+
+TEMPORARY = "tmp/"
+"""Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The pieces of one open store."""
+
+    path: Path
+    lock_file: Path
+    database: Database
+    driver: Driver
+    snapshotter: Snapshotter
+    blobs: BlobStore
+
+    def working(self) -> AbstractContextManager[None]:
+        """Hold the store against what deletes the bytes that nobody names yet."""
+        return locks.locked(self.lock_file, locks.STORE, exclusive=False, what="the store")
+
+    def alone(self, *, wait: bool) -> AbstractContextManager[None]:
+        """Hold the store for oneself; raise `Busy` if somebody works with it and ``wait`` is false."""
+        timeout = None if wait else 0
+        return locks.locked(self.lock_file, locks.STORE, exclusive=True, what="the store", timeout=timeout)
+
+    @contextmanager
+    def writing(self, key: str, what: str) -> Iterator[None]:
+        """Hold an active snapshot that nobody has mounted; raise `Busy` that says where it is mounted otherwise."""
+        snapshot = self.snapshotter.snapshot(key)
+        place = locks.upper(snapshot.id)
+        with locks.locked(self.lock_file, place, exclusive=True, what=what, timeout=0):
+            used = mounting.users(self.snapshotter.mounts(key))
+            if used:
+                where = ", ".join(str(point.path) for point in used)
+                raise Busy(f"{what} is mounted at {where}", hint=f"unmount it first: layerfs umount {where}")
+            yield
+
+    def layer_root(self, key: str) -> LayerRoot | None:
+        """Return a snapshot's own directory where the driver shows it."""
+        if not isinstance(self.driver, DirectAccess):
+            return None
+        return self.driver.layer_root(self.snapshotter.snapshot(key))
+
+    @contextmanager
+    def tree(self, key: str, *, held: bool = False) -> Iterator[Path]:
+        """Give the whole tree of a snapshot for reading; "" is an empty one.
+
+        ``held`` tells that the caller is inside `writing` for the key.
+        """
+        root = self.layer_root(key) if key else None
+        if root is not None and root.whiteouts is Whiteouts.REMOVE:
+            yield root.path
+        elif key and self.snapshotter.snapshot(key).kind is not Kind.COMMITTED:
+            used = mounting.users(self.snapshotter.mounts(key))
+            if used:
+                yield used[0].path
+                return
+            hold = nullcontext() if held else self.writing(key, f"the snapshot {key!r}")
+            with hold, mounting.mounted(self.snapshotter.mounts(key)) as mounted:
+                yield mounted
+        else:
+            with self.temporary_view(key) as mounted:
+                yield mounted
+
+    @contextmanager
+    def temporary_view(self, parent: str) -> Iterator[Path]:
+        """Give a read-only mount of a committed snapshot ("" for an empty tree) as long as the block runs."""
+        key = f"{TEMPORARY}{self.snapshotter.owner}/{secrets.token_hex(8)}"
+        mounts = self.snapshotter.view(key, parent)
+        try:
+            with mounting.mounted(mounts) as mounted:
+                yield mounted
+        finally:
+            mounting.release_shared(mounts)
+            self.snapshotter.remove(key)

@@ -1,0 +1,216 @@
+"""What a store takes, and what of it nobody needs any more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from layerfs.clones import PREFIX, Clones, remove_unused
+from layerfs.contract import Info, Usage
+from layerfs.errors import Busy, NotFound
+from layerfs.images import LAYER_LABEL, UNPACKING, Image, Images
+from layerfs.layer.digest import Digest
+from layerfs.metadata import clones, images
+from layerfs.parts import TEMPORARY, Parts
+
+
+class ItemKind(StrEnum):
+    """What can be pruned, or takes space."""
+
+    IMAGE = "image"
+    CLONE = "clone"
+    LAYER = "layer"
+    SNAPSHOT = "snapshot"
+    BLOB = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that nobody needs, and the bytes that its removal frees."""
+
+    kind: ItemKind
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What `Reclaim.prune` would remove."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that would be free."""
+        return sum(item.size for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """What one image or clone takes: alone, so that its removal frees it, and together with others."""
+
+    kind: ItemKind
+    name: str
+    exclusive: Usage
+    shared: Usage
+
+
+class Reclaim:
+    """Measure and prune a store."""
+
+    def __init__(self, parts: Parts, images: Images, clones: Clones) -> None:
+        self._parts = parts
+        self._images = images
+        self._clones = clones
+
+    def usage(self) -> tuple[DiskUsage, ...]:
+        """Return what each image and clone takes: its unpacked layers, its blobs, its snapshots."""
+        found = self._images.every()
+        sharers: Counter[str] = Counter()
+        for image in found:
+            sharers.update({*image.config.chain_ids, *_blobs(image)})
+        return (
+            *(self._image_usage(image, sharers) for image in found),
+            *self._clone_usages(),
+        )
+
+    def plan(self) -> PrunePlan:
+        """Return what nobody needs: images without a name and a clone, layers and blobs of no image, leftovers.
+
+        Nothing is changed.
+        """
+        return self._plan(self._unnamed_images())
+
+    def prune(self, plan: PrunePlan) -> PrunePlan:
+        """Remove what a plan names and is still not needed, wait for those who work with the store, and return it.
+
+        Bytes that no row names, such as a crash leaves, are deleted too.
+        """
+        with self._parts.alone(wait=True):
+            still = set(self.plan().items)
+            return self._remove(PrunePlan(tuple(item for item in plan.items if item in still)))
+
+    def collect(self) -> None:
+        """Remove layers and blobs of no image, unless somebody works with the store just now: `prune` gets them."""
+        with suppress(Busy), self._parts.alone(wait=False):
+            self._remove(self._plan(()))
+
+    def _plan(self, doomed: Collection[Image]) -> PrunePlan:
+        gone = {image.digest for image in doomed}
+        kept = [image for image in self._images.every() if image.digest not in gone]
+        chains = {str(chain) for image in kept for chain in image.config.chain_ids}
+        blobs = {blob for image in kept for blob in _blobs(image)}
+        unused = sorted(set(self._parts.blobs.digests()) - blobs)
+        return PrunePlan(
+            (
+                *(Item(ItemKind.IMAGE, image.digest, 0) for image in doomed),
+                *(self._snapshot_item(info) for info in self._removable(chains)),
+                *(Item(ItemKind.BLOB, digest, self._parts.blobs.size(digest)) for digest in unused),
+            )
+        )
+
+    def _remove(self, plan: PrunePlan) -> PrunePlan:
+        by_kind = {kind: [item.name for item in plan.items if item.kind is kind] for kind in ItemKind}
+        if by_kind[ItemKind.IMAGE]:
+            with self._parts.database.write() as connection:
+                for digest in by_kind[ItemKind.IMAGE]:
+                    images.delete(connection, digest)
+        # Blobs before snapshots: on a full disk their space is what the database needs to go on.
+        for digest in by_kind[ItemKind.BLOB]:
+            self._parts.blobs.remove(Digest(digest))
+        self._parts.blobs.cleanup()
+        remove_unused(self._parts, by_kind[ItemKind.LAYER] + by_kind[ItemKind.SNAPSHOT])
+        self._parts.snapshotter.cleanup()
+        return plan
+
+    def _unnamed_images(self) -> list[Image]:
+        with self._parts.database.read() as connection:
+            used = {row.image for row in clones.every(connection)}
+        return [image for image in self._images.every() if not image.names and image.digest not in used]
+
+    def _removable(self, chains: set[str]) -> list[Info]:
+        """Return the snapshots that are nobody's, the uppermost first.
+
+        A layer that no image names still goes only when nothing stands on it, and so on downwards.
+        """
+        infos = self._parts.snapshotter.infos()
+        with self._parts.database.read() as connection:
+            owned = {PREFIX + row.name for row in clones.every(connection)}
+        children = Counter(info.parent for info in infos)
+        by_name = {info.name: info for info in infos}
+        waiting = [info for info in infos if not children[info.name] and self._is_unneeded(info, chains, owned)]
+        removable: list[Info] = []
+        while waiting:
+            info = waiting.pop()
+            removable.append(info)
+            children[info.parent] -= 1
+            parent = by_name.get(info.parent)
+            if parent and not children[info.parent] and self._is_unneeded(parent, chains, owned):
+                waiting.append(parent)
+        return removable
+
+    def _is_unneeded(self, info: Info, chains: set[str], owned: set[str]) -> bool:
+        if LAYER_LABEL in info.labels:
+            return info.name not in chains
+        if info.name.startswith(PREFIX):
+            return info.name.partition("@")[0] not in owned
+        if info.name.startswith(UNPACKING):
+            return True  # only asked by those who hold the store alone, so nobody is unpacking
+        if info.name.startswith(TEMPORARY):
+            token = info.name.removeprefix(TEMPORARY).partition("/")[0]
+            return not self._parts.snapshotter.is_alive(int(token))
+        return False
+
+    def _snapshot_item(self, info: Info) -> Item:
+        kind = ItemKind.LAYER if LAYER_LABEL in info.labels else ItemKind.SNAPSHOT
+        return Item(kind, info.name, self._parts.snapshotter.usage(info.name).size)
+
+    def _image_usage(self, image: Image, sharers: Counter[str]) -> DiskUsage:
+        exclusive, shared = Usage(), Usage()
+        for name, usage in self._pieces(image):
+            if sharers[name] == 1:
+                exclusive += usage
+            else:
+                shared += usage
+        return DiskUsage(ItemKind.IMAGE, image.name, exclusive, shared)
+
+    def _pieces(self, image: Image) -> Iterator[tuple[str, Usage]]:
+        for chain in dict.fromkeys(image.config.chain_ids):
+            try:
+                yield chain, self._parts.snapshotter.usage(chain)
+            except NotFound:
+                continue  # not unpacked
+        for blob in dict.fromkeys(_blobs(image)):
+            yield blob, Usage(self._parts.blobs.size(blob), 1)
+
+    def _clone_usages(self) -> Iterator[DiskUsage]:
+        snapshotter = self._parts.snapshotter
+        parents = {info.name: info.parent for info in snapshotter.infos(prefix=PREFIX)}
+        clones = self._clones.every()
+        users: Counter[str] = Counter()
+        for clone in clones:
+            users.update(_below(clone.key, parents))
+        for clone in clones:
+            exclusive, shared = snapshotter.usage(clone.key), Usage()
+            for name in _below(clone.key, parents):
+                if users[name] == 1:
+                    exclusive += snapshotter.usage(name)
+                else:
+                    shared += snapshotter.usage(name)
+            yield DiskUsage(ItemKind.CLONE, clone.name, exclusive, shared)
+
+
+def _blobs(image: Image) -> tuple[Digest, ...]:
+    manifest = image.manifest
+    return (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+
+
+def _below(key: str, parents: Mapping[str, str]) -> Iterator[str]:
+    """Return the clones' snapshots below one."""
+    name = parents.get(key, "")
+    while name in parents:
+        yield name
+        name = parents[name]

@@ -1,0 +1,339 @@
+"""The store: what people open to import images, clone writable roots from them, and commit what they changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from layerfs import drivers, locks, volume
+from layerfs.clones import PREFIX, Clone, Clones
+from layerfs.contract import Driver
+from layerfs.errors import FailedPrecondition, NotFound, os_error
+from layerfs.events import Listener, ignore
+from layerfs.image.blobs import BlobStore
+from layerfs.image.files import ArchiveFormat
+from layerfs.image.platform import Platform
+from layerfs.images import Image, Images
+from layerfs.kernel import userns
+from layerfs.layer.changes import Change, changes
+from layerfs.metadata import settings
+from layerfs.metadata.database import Database
+from layerfs.parts import Parts
+from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
+from layerfs.snapshotter import Snapshotter
+
+AUTO = "auto"
+"""Stands for the store's own driver, and for the first that works where a store is made."""
+
+_DATABASE = "meta.db"
+_LOCK = "lock"
+_BLOBS = "blobs"
+_VOLUME = "volume"
+"""The setting that names the file system of the store's volume."""
+
+
+def default_path() -> Path:
+    """Return where the store is if nobody says: ``LAYERFS_STORE``, else ``/var/lib/layerfs``, or the user's own."""
+    chosen = os.environ.get("LAYERFS_STORE")
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0 and userns.is_initial():
+        return Path("/var/lib/layerfs")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "layerfs"
+
+
+def open_store(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    driver: str = AUTO,
+    options: Mapping[str, str] | None = None,
+    create: bool = True,
+    loop: volume.LoopVolume | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> Store:
+    """Open the store in a directory, and make one there if it is missing or empty and ``create`` allows it.
+
+    ``driver`` "auto" is the store's own one, or for a new store the first that works there. ``options`` are the
+    driver's; a new store remembers them. ``loop`` puts the snapshots of a new store on a file system of their own.
+    Raise `NotFound` for no store, `FailedPrecondition` for a directory with other things in it, for another driver
+    than the store's, and for a store of a newer layerfs.
+    """
+    place = Path(path) if path is not None else default_path()
+    place = Path(os.path.abspath(place))
+    if not (place / _DATABASE).exists():
+        if not create:
+            raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
+        _make_directory(place)
+    with ExitStack() as undo:
+        database = Database(place / _DATABASE)
+        undo.callback(database.close)
+        lock_file = place / _LOCK
+        with locks.locked(lock_file, locks.named("open"), exclusive=True, what=f"the opening of {place}"):
+            with database.read() as connection:
+                own = settings.get(connection, "driver")
+            if own is None:
+                own = _initialize(place, database, driver, options or {}, loop, clock)
+            elif loop is not None:
+                raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
+            _attach_volume(place, database, own)
+        if driver not in {AUTO, own}:
+            raise FailedPrecondition(
+                f"{place} is a store of the driver {own!r}, not {driver!r}",
+                hint="leave the driver out, or use another store",
+            )
+        with database.read() as connection:
+            remembered = settings.below(connection, "option.")
+        opened = drivers.open_driver(own, place / own, {**remembered, **(options or {})})
+        undo.callback(opened.close)
+        snapshotter = Snapshotter(opened, database, lock_file, clock=clock)
+        store = Store(Parts(place, lock_file, database, opened, snapshotter, BlobStore(place / _BLOBS)), clock=clock)
+        undo.pop_all()
+    return store
+
+
+class Store:
+    """An open store; a context manager that closes it. Use `open_store`."""
+
+    def __init__(self, parts: Parts, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._parts = parts
+        self._images = Images(parts, clock=clock)
+        self._clones = Clones(parts, self._images, clock=clock)
+        self._reclaim = Reclaim(parts, self._images, self._clones)
+
+    @property
+    def path(self) -> Path:
+        """Return its directory."""
+        return self._parts.path
+
+    @property
+    def driver(self) -> Driver:
+        """Return its driver."""
+        return self._parts.driver
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """Return what runtimes use: prepare, view, mounts, commit, remove and so on."""
+        return self._parts.snapshotter
+
+    @property
+    def blobs(self) -> BlobStore:
+        """Return where manifests, configurations and layers are kept as they came."""
+        return self._parts.blobs
+
+    def close(self) -> None:
+        """Close it; doing it twice is no error. What is mounted stays mounted."""
+        self._parts.snapshotter.close()
+        self._parts.database.close()
+
+    def detach(self) -> bool:
+        """Close it and unmount its volume, if it has one (`LoopVolume`): until the next opening it is but files.
+
+        Return whether there was one to unmount; raise `Busy` while clones are mounted or others work with the store.
+        """
+        with self._parts.alone(wait=False):
+            self.close()
+            return volume.detach(self.path, self.driver.name)
+
+    def __enter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # Images
+
+    def import_image(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        names: Sequence[str] = (),
+        platform: Platform | None = None,
+        unpack: bool = True,
+        listener: Listener = ignore,
+    ) -> tuple[Image, ...]:
+        """Import the images of an OCI layout (directory or tar) or a docker-archive.
+
+        ``names`` replace those that the archive gives to its single image; ``platform`` selects from an index, the
+        host's by default. Every digest and size is verified. Raise `Corrupt`, `Unsupported`, `NoSpace`; nothing of
+        an image that fails is kept.
+        """
+        try:
+            return self._images.import_from(
+                Path(source), names=names, platform=platform, unpack=unpack, listener=listener
+            )
+        except BaseException:
+            self._reclaim.collect()
+            raise
+
+    def export_image(
+        self,
+        images: Sequence[str],
+        destination: str | os.PathLike[str],
+        *,
+        format: ArchiveFormat = ArchiveFormat.OCI_ARCHIVE,  # noqa: A002  the field's word
+        listener: Listener = ignore,
+    ) -> None:
+        """Write images to a file or a new directory, every blob byte for byte as it came.
+
+        A docker-archive holds the layers uncompressed. The same images give the same bytes.
+        """
+        with self._parts.working():
+            self._images.export_to(images, Path(destination), format, listener=listener)
+
+    def images(self) -> tuple[Image, ...]:
+        """Return all images, the oldest first."""
+        return self._images.every()
+
+    def image(self, reference: str) -> Image:
+        """Return the image of a name ("debian:12"), a digest, or a unique prefix of a digest; raise `NotFound`."""
+        return self._images.get(reference)
+
+    def tag(self, reference: str, name: str) -> Image:
+        """Give an image one more name, taking it from the image that has it."""
+        return self._images.tag(reference, name)
+
+    def remove_image(self, reference: str) -> None:
+        """Take a name from an image, and remove the image with its last one; a digest removes it with all names.
+
+        Raise `FailedPrecondition` that lists the clones of an image that has some.
+        """
+        self._images.remove(reference)
+        self._reclaim.collect()
+
+    # Clones
+
+    def clone(self, image: str, name: str | None = None) -> Clone:
+        """Make a writable root on top of an image; a name is made up if none is given."""
+        return self._clones.make(self._images.get(image), name)
+
+    def clones(self) -> tuple[Clone, ...]:
+        """Return all clones by name."""
+        return self._clones.every()
+
+    def get_clone(self, name: str) -> Clone:
+        """Return the clone of a name, or of a unique start of one; raise `NotFound`."""
+        return self._clones.get(name)
+
+    def changes(self, first: str, second: str | None = None) -> Iterator[Change]:
+        """List what differs from ``first`` to ``second``: images, clones, ``CLONE@LABEL``, or layers by ChainID.
+
+        With one argument, a clone is compared with its image, and an image with nothing.
+        """
+        if second is None:
+            key = self._key(first)
+            if key.startswith(PREFIX) and "@" not in key:
+                yield from self._clones.get(first).changes()
+                return
+            first, second = "", first
+        lower, upper = self._key(first) if first else "", self._key(second)
+        with self._parts.working(), self._parts.tree(lower) as old, self._parts.tree(upper) as new:
+            yield from changes(old, new)
+
+    # Housekeeping
+
+    def plan_prune(self) -> PrunePlan:
+        """Return what nobody needs: images without a name and a clone, layers and blobs of no image, leftovers."""
+        return self._reclaim.plan()
+
+    def prune(self, plan: PrunePlan) -> PrunePlan:
+        """Remove what a plan names and is still not needed; wait for those who work with the store."""
+        return self._reclaim.prune(plan)
+
+    def du(self) -> tuple[DiskUsage, ...]:
+        """Return what each image and each clone takes, alone and together with others."""
+        return self._reclaim.usage()
+
+    def _key(self, name: str) -> str:
+        """Return the snapshot that a name of people means, unpacking an image where that has not been done."""
+        base, at, label = name.partition("@")
+        if at and not label.startswith("sha256:"):
+            return f"{self._clones.get(base).key}@{label}"
+        try:
+            return self._clones.get(name).key
+        except NotFound:
+            pass
+        try:
+            image = self._images.get(name)
+        except NotFound:
+            return self._chain(name)
+        self._images.unpack(image)
+        return image.top
+
+    def _chain(self, name: str) -> str:
+        try:
+            return self._parts.snapshotter.stat(name).name
+        except NotFound as error:
+            raise NotFound(
+                f"{name!r} is no clone, image, snapshot or layer", hint="`layerfs ls` and `layerfs image ls` list them"
+            ) from error
+
+
+def _make_directory(place: Path) -> None:
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = [name for name in os.listdir(place) if not name.startswith((_DATABASE, _LOCK, "lost+found"))]
+    except OSError as error:
+        raise os_error(f"make the store {place}", error) from error
+    if others:
+        raise FailedPrecondition(
+            f"{place} is no layerfs store, and it is not empty", hint="name the store's directory, or an empty one"
+        )
+    # Layers hold setuid programs of other users: nobody else may reach them.
+    place.chmod(0o700)
+
+
+def _initialize(
+    place: Path,
+    database: Database,
+    driver: str,
+    options: Mapping[str, str],
+    loop: volume.LoopVolume | None,
+    clock: Callable[[], int],
+) -> str:
+    """Decide a new store's driver, write it down, and return it; leave no store on failure."""
+    try:
+        if loop is not None:
+            driver = loop.driver(driver)
+            loop.create(place)
+            volume.attach(place, driver, loop.file_system)
+        name = drivers.choose(place, options) if driver == AUTO else driver
+        drivers.open_driver(name, place / name, options).close()
+        with database.write() as connection:
+            settings.put(connection, "driver", name)
+            settings.put(connection, "created", str(clock()))
+            for key, value in options.items():
+                settings.put(connection, f"option.{key}", value)
+            if loop is not None:
+                settings.put(connection, _VOLUME, loop.file_system)
+    except BaseException:
+        database.close()
+        _unmake(place, driver)
+        raise
+    return name
+
+
+def _attach_volume(place: Path, database: Database, driver: str) -> None:
+    with database.read() as connection:
+        file_system = settings.get(connection, _VOLUME)
+    if file_system is not None:
+        volume.attach(place, driver, file_system)
+
+
+def _unmake(place: Path, driver: str) -> None:
+    """Take back what `_initialize` made, and the directory itself if nothing else is in it."""
+    if (place / volume.IMAGE).exists():
+        volume.detach(place, driver)
+    for name in (volume.IMAGE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK):
+        (place / name).unlink(missing_ok=True)
+    for directory in (place / driver, place):
+        with suppress(OSError):
+            directory.rmdir()

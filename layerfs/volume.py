@@ -1,0 +1,73 @@
+"""The volume of a store: a file system of its own in a file, for people whose disk has none that their driver needs.
+
+The file is ``<store>/volume.img``; it is mounted at the driver's directory, ``<store>/<driver>``, whenever the store is
+opened, and stays so for other processes and the next opening until `detach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerfs.contract import Mount
+from layerfs.errors import InvalidArgument
+from layerfs.kernel import loop, mountinfo, mounting
+
+IMAGE = "volume.img"
+
+_DRIVERS: Mapping[str, str] = {"btrfs": "btrfs", "ext4": "overlay2", "xfs": "overlay2"}
+"""The driver that a file system is made for, unless another one is named."""
+_OPTIONS: Mapping[str, tuple[str, ...]] = {"btrfs": ("user_subvol_rm_allowed",)}
+"""Mount options; btrfs lets only root remove subvolumes unless told otherwise (btrfs(5))."""
+_SMALLEST = 128 << 20
+"""Bytes: mkfs.btrfs needs 109 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopVolume:
+    """What a new volume is to be: its size in bytes, of which the file takes only what is used, and its file system."""
+
+    size: int
+    file_system: str
+
+    def driver(self, asked: str) -> str:
+        """Return the driver that works on it, which is the one asked for unless that is "auto"."""
+        if self.file_system not in _DRIVERS:
+            raise InvalidArgument(
+                f"a volume cannot have the file system {self.file_system!r}", hint=f"one of {', '.join(_DRIVERS)}"
+            )
+        if self.size < _SMALLEST:
+            raise InvalidArgument(f"a volume of {self.size} bytes is too small", hint="128M is the least")
+        return _DRIVERS[self.file_system] if asked == "auto" else asked
+
+    def create(self, place: Path) -> None:
+        """Make the file in a store's directory and the file system in it; leave nothing on failure."""
+        image = place / IMAGE
+        loop.create_image(image, self.size)
+        try:
+            loop.make_file_system(image, self.file_system)
+        except BaseException:
+            image.unlink()
+            raise
+
+
+def attach(place: Path, driver: str, file_system: str) -> None:
+    """Mount a store's volume unless that is done; raise `PermissionDenied` without root."""
+    target = place / driver
+    if mountinfo.at(target):
+        return
+    target.mkdir(mode=0o700, exist_ok=True)
+    with loop.attach(place / IMAGE) as device:
+        mounting.mount([Mount(file_system, str(device.path), _OPTIONS.get(file_system, ()))], target)
+    # The root of the new file system, not the directory below it, decides who may enter.
+    target.chmod(0o700)
+
+
+def detach(place: Path, driver: str) -> bool:
+    """Unmount a store's volume; the loop device goes with it. Return False where it was not mounted, raise `Busy`."""
+    target = place / driver
+    if not mountinfo.at(target):
+        return False
+    mounting.unmount(target)
+    return True

@@ -1,0 +1,138 @@
+"""A process that is killed at any moment loses nothing that was acknowledged, and the store opens."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import layerfs
+from tests.command.samples import BASE, EDIT, SHRINK, Layer, write_layout
+from tests.support import invariants
+
+KILLS = 200
+"""Over all drivers together, each of which gets its share."""
+
+LONGEST = 0.25
+"""Seconds that a worker lives at the most: several operations."""
+
+
+@dataclass
+class Acknowledged:
+    """What a worker said that it had done; ``doubtful`` are the names that it was about to change."""
+
+    images: dict[str, str] = field(default_factory=dict[str, str])
+    doubtful: set[str] = field(default_factory=set[str])
+
+    def read(self, text: str) -> None:
+        for line in text.splitlines():
+            match line.split():
+                case ["image", name, digest]:
+                    self.images[name] = digest
+                    self.doubtful.discard(name)
+                case ["beginning", name]:
+                    self.doubtful.add(name)
+                case ["removed", name]:
+                    self.images.pop(name, None)
+                    self.doubtful.discard(name)
+                case _:
+                    continue  # the last line, cut by the kill
+
+
+def work(path: Path, layouts: list[Path], seed: int, told: int) -> NoReturn:
+    """Import, change, commit and remove for ever; tell each result when the call has returned."""
+    chance = random.Random(seed)
+
+    def tell(*words: str) -> None:
+        os.write(told, (" ".join(words) + "\n").encode())
+
+    with layerfs.open(path) as store:
+        while True:
+            name = f"test:{chance.randrange(12)}"
+            images = [image for image in store.images() if image.names]
+            match chance.randrange(3):
+                case 0:
+                    tell("beginning", name)
+                    (image,) = store.import_image(chance.choice(layouts), names=[name])
+                    tell("image", name, image.digest)
+                case 1 if images:
+                    with store.clone(chance.choice(images).digest) as clone:
+                        with clone.mounted() as root:
+                            (root / "written").write_text(str(chance.random()))
+                            (root / "etc/issue").unlink(missing_ok=True)
+                        tell("beginning", name)
+                        committed = clone.commit(name)
+                    tell("image", name, committed.digest)
+                case _ if images:
+                    gone = chance.choice(images)
+                    for name in gone.names:
+                        tell("beginning", name)
+                        try:
+                            store.remove_image(name)
+                        except layerfs.FailedPrecondition:
+                            break  # a clone that an earlier kill left stands on it
+                        tell("removed", name)
+                case _:
+                    continue
+
+
+def run_and_kill(path: Path, layouts: list[Path], seed: int) -> str:
+    """Let a worker live for a random time, and return what it told."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(readable)
+            work(path, layouts, seed, writable)
+        finally:
+            os._exit(99)
+    os.close(writable)
+    time.sleep(random.Random(seed).uniform(0, LONGEST))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(readable, encoding="utf-8") as told:
+        text = told.read()
+    assert status == -signal.SIGKILL, f"the worker ended by itself: {status}; it told {text!r}"
+    return text
+
+
+def stacks() -> Iterator[list[Layer]]:
+    yield [BASE]
+    yield [BASE, EDIT]
+    yield [BASE, EDIT, SHRINK]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("share", [KILLS // 3 + 1])
+def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
+    driver_name: str, driver_root: Path, tmp_path: Path, share: int
+) -> None:
+    layouts = [write_layout(tmp_path / f"layout{number}", stack) for number, stack in enumerate(stacks())]
+    path = driver_root / "store"
+    layerfs.open(path, driver=driver_name).close()
+    trees: dict[str, str] = {}
+    known = Acknowledged()
+    for seed in range(share):
+        known.read(run_and_kill(path, layouts, seed))
+        with layerfs.open(path) as store:
+            invariants.unmount_all(store)
+            for clone in store.clones():
+                clone.remove()
+            invariants.check_store(store)
+            for name, digest in known.images.items():
+                if name not in known.doubtful:
+                    assert store.image(name).digest == digest
+            for image in store.images():
+                tree = invariants.image_tree(store, image.digest)
+                assert trees.setdefault(image.digest, tree) == tree
+    with layerfs.open(path) as store:
+        store.prune(store.plan_prune())
+        invariants.check_store(store)
+        assert store.plan_prune().items == ()

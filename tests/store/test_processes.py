@@ -1,0 +1,84 @@
+"""Many processes at once: every race has a winner, every loser an error of the contract, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import layerfs
+from layerfs.contract import DirectAccess
+from tests.support import invariants
+
+PROCESSES = 8
+SECONDS = float(os.environ.get("LAYERFS_STRESS_SECONDS", "60"))
+
+LOST_A_RACE = (layerfs.AlreadyExists, layerfs.NotFound, layerfs.FailedPrecondition, layerfs.InvalidArgument)
+
+
+def work(path: Path, seed: int, until: float) -> int:
+    """Prepare, write, commit and remove under few names, so that the processes meet; return how often it won."""
+    chance = random.Random(seed)
+    won = 0
+    with layerfs.open(path) as store:
+        snapshotter = store.snapshotter
+        driver = store.driver
+        assert isinstance(driver, DirectAccess)
+        while time.monotonic() < until:
+            key, name = f"key{chance.randrange(6)}", f"name{chance.randrange(12)}"
+            parent = chance.choice(["", f"name{chance.randrange(12)}"])
+            try:
+                match chance.randrange(8):
+                    case 0 | 1:
+                        snapshotter.prepare(key, parent, labels={"by": str(seed)})
+                        root = driver.layer_root(snapshotter.snapshot(key)).path
+                        (root / f"file{seed}").write_text(key)
+                    case 2 | 3:
+                        snapshotter.commit(name, key)
+                    case 4:
+                        snapshotter.checkpoint(name, key)
+                    case 5:
+                        snapshotter.reset(key, parent)
+                    case 6:
+                        snapshotter.remove(chance.choice([key, name]))
+                    case _:
+                        snapshotter.cleanup()
+            except LOST_A_RACE:
+                continue
+            except FileNotFoundError:
+                continue  # somebody removed the snapshot before we wrote into its directory
+            won += 1
+    return won
+
+
+def start(path: Path, seed: int, until: float) -> int:
+    child = os.fork()
+    if child == 0:
+        run_worker(path, seed, until)
+    return child
+
+
+def run_worker(path: Path, seed: int, until: float) -> NoReturn:
+    status = 1
+    try:
+        status = 0 if work(path, seed, until) > 0 else 2
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_eight_processes_at_once(driver_name: str, driver_root: Path) -> None:
+    path = driver_root / "store"
+    layerfs.open(path, driver=driver_name).close()
+    until = time.monotonic() + SECONDS
+    children = [start(path, seed, until) for seed in range(PROCESSES)]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert statuses == [0] * PROCESSES, "1: an error that is not of the contract, 2: never won"
+    with layerfs.open(path) as store:
+        invariants.check_store(store)
+        assert store.snapshotter.cleanup() == ()
