@@ -111,7 +111,7 @@ def _reported(source: LayerStream, listener: Listener, item: str, total: int | N
 
 def _apply(reader: TarReader, root: LayerRoot, lower: Path | None, *, base: bool, lenient: bool, limits: Limits) -> int:
     """Apply every entry; return how many things were squashed."""
-    tracking = root.whiteouts is Whiteouts.REMOVE and not base and any(True for _ in os.scandir(root.path))
+    tracking = root.whiteouts is Whiteouts.REMOVE and not base and not _is_empty(root.path)
     directories = Directories(
         root, None if lower is None else os.fsencode(lower), base=base, tracking=tracking, lenient=lenient
     )
@@ -124,6 +124,12 @@ def _apply(reader: TarReader, root: LayerRoot, lower: Path | None, *, base: bool
                 raise _entry_error(header, error) from error
         directories.finish()
     return applier.squashed
+
+
+def _is_empty(path: Path) -> bool:
+    """Tell whether a directory has no entries."""
+    with os.scandir(path) as entries:
+        return next(entries, None) is None
 
 
 def _entry_error(header: Header, error: OSError) -> LayerfsError:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import FailedPrecondition, os_error
 from layerfs.kernel.descent import Descent
 from layerfs.layer import attributes
+from layerfs.layer.links import Links
 from layerfs.layer.tar import shown
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -81,35 +82,6 @@ class _Frame:
     opaque: bool
 
 
-@dataclass(slots=True)
-class _Links:
-    """Unchanged files with several names: by the file they were and by the file they are."""
-
-    before: dict[tuple[int, int], set[bytes]] = field(default_factory=dict[tuple[int, int], set[bytes]])
-    after: dict[tuple[int, int], set[bytes]] = field(default_factory=dict[tuple[int, int], set[bytes]])
-    files: list[tuple[bytes, os.stat_result, os.stat_result]] = field(
-        default_factory=list[tuple[bytes, os.stat_result, os.stat_result]]
-    )
-
-    def add(self, path: bytes, before: os.stat_result, after: os.stat_result) -> None:
-        """Remember a file that seems unchanged."""
-        if before.st_nlink > 1 or after.st_nlink > 1:
-            self.before.setdefault((before.st_dev, before.st_ino), set()).add(path)
-            self.after.setdefault((after.st_dev, after.st_ino), set()).add(path)
-            self.files.append((path, before, after))
-
-    def changed(self, *, partial: bool) -> Iterator[Change]:
-        """Yield the files that are linked otherwise than before.
-
-        ``partial`` tells that names which did not change were not seen: one that left such names behind has changed.
-        """
-        for path, before, after in self.files:
-            names = self.before[before.st_dev, before.st_ino]
-            left = partial and len(names) < before.st_nlink
-            if left or names != self.after[after.st_dev, after.st_ino]:
-                yield Change(ChangeKind.MODIFIED, path, _size(after))
-
-
 class _Comparison:
     """One comparison of a lower tree with a whole upper one, or with what an overlay holds of it."""
 
@@ -120,7 +92,7 @@ class _Comparison:
         self._partial = upper.whiteouts is not Whiteouts.REMOVE
         self._verify_content = verify_content
         self._prefix = attributes.overlay_prefix(upper.whiteouts)
-        self._links = _Links()
+        self._links = Links()
         self._found: list[Change] = []
 
     def run(self) -> list[Change]:
@@ -131,9 +103,12 @@ class _Comparison:
                 if self._lower_path is not None:
                     self._lower = stack.enter_context(Descent(os.open(self._lower_path, _DIRECTORY)))
                 self._walk()
+                linked = dict(self._links.changed())
+                if self._partial and self._lower_path is not None:
+                    linked.update(self._links.left_behind(os.open(self._lower_path, _DIRECTORY)))
         except OSError as error:
             raise os_error(f"compare {self._upper_path} with what is below it", error) from error
-        self._found.extend(self._links.changed(partial=self._partial))
+        self._found.extend(Change(ChangeKind.MODIFIED, path, _size(after)) for path, after in linked.items())
         self._found.sort(key=lambda change: b"" if change.path == ROOT else change.path.replace(b"/", b"\0"))
         return self._found
 
@@ -174,6 +149,8 @@ class _Comparison:
         before = _status(self._lower.fd, name) if frame.in_lower else None
         if before is not None and stat.S_ISSOCK(before.st_mode):
             before = None
+        if before is not None:
+            self._note_lower(path, before, after)
         if after is None:
             if before is not None:
                 self._found.append(Change(ChangeKind.DELETED, path, _size(before)))
@@ -192,6 +169,14 @@ class _Comparison:
         if both:
             self._lower.down(name)
         return self._frame(path + b"/", in_lower=both, opaque=frame.opaque)
+
+    def _note_lower(self, path: bytes, before: os.stat_result, after: os.stat_result | None) -> None:
+        """Remember what becomes of the names of files that may have several."""
+        if stat.S_ISDIR(before.st_mode):
+            if after is None or not stat.S_ISDIR(after.st_mode):
+                self._links.gone.add(path)
+        elif before.st_nlink > 1:
+            self._links.seen.add(path)
 
     def _seen(self, directory: int, name: bytes, path: bytes) -> os.stat_result | None:
         """Return the status of an upper name; None where it is a socket or hides a lower name."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,11 +19,11 @@ from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import FailedPrecondition, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.kernel import syscalls
-from layerfs.kernel.descent import Descent
 from layerfs.layer import attributes, tar
 from layerfs.layer.changes import ROOT, Change, ChangeKind
 from layerfs.layer.compression import Compression
 from layerfs.layer.digest import Digest
+from layerfs.layer.links import Inode, linked_names
 from layerfs.layer.output import LayerOutput, Writable
 from layerfs.layer.tar import Header, shown
 
@@ -40,7 +40,6 @@ _TYPES = {
     stat.S_IFBLK: tar.BLOCK_DEVICE,
     stat.S_IFIFO: tar.FIFO,
 }
-_Inode = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class _Writer:
         self._here = self._root
         self._here_path = b""
         self._written: set[bytes] = set()
-        self._links: dict[_Inode, tuple[bytes, int]] = {}
+        self._links: dict[Inode, tuple[bytes, int]] = {}
         self.entries = 0
 
     def __enter__(self) -> Self:
@@ -238,31 +237,12 @@ class _Writer:
         missing = {inode for inode, (_, left) in self._links.items() if left > 0}
         if not missing:
             return []
-        found = [path for path, inode in self._names() if inode in missing and path not in listed]
+        found = [
+            path
+            for path, inode in linked_names(os.open(b".", _DIRECTORY, dir_fd=self._root))
+            if inode in missing and path not in listed
+        ]
         return sorted(found, key=lambda path: _order(path, deleted=False))
-
-    def _names(self) -> Iterator[tuple[bytes, _Inode]]:
-        """Walk through all files of the tree that have several names."""
-        with Descent(os.open(b".", _DIRECTORY, dir_fd=self._root)) as walk:
-            frames = [(b"", _listed(walk.fd))]
-            while frames:
-                path, names = frames[-1]
-                if not names:
-                    frames.pop()
-                    if frames:
-                        walk.up()
-                    continue
-                name = names.pop()
-                status = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    walk.down(name)
-                    frames.append((path + name + b"/", _listed(walk.fd)))
-                elif status.st_nlink > 1:
-                    yield path + name, (status.st_dev, status.st_ino)
-
-
-def _listed(fd: int) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listdir(fd)]
 
 
 def _above(path: bytes) -> list[bytes]:
