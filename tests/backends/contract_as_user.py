@@ -1,0 +1,21 @@
+"""The contract on the drivers that work without root; `test_rootless` runs this file inside a user namespace.
+
+As short as a driver of somebody else would have it: everything but the factory is the contract's own.
+"""
+
+from __future__ import annotations
+
+from layerfs.testing import DriverContract
+from layerfs_backends import btrfs, copy, overlay2
+
+
+class TestCopy(DriverContract):
+    factory = staticmethod(copy.open_driver)
+
+
+class TestOverlay2(DriverContract):
+    factory = staticmethod(overlay2.open_driver)
+
+
+class TestBtrfs(DriverContract):
+    factory = staticmethod(btrfs.open_driver)
