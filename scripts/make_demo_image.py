@@ -3,11 +3,12 @@
 Four layers: the programs, some files of this machine, changes and deletions in them, and a directory that replaces
 another. The image is an OCI image layout, and `/demo/change` in it makes the changes that `scripts/demo` shows.
 
-    make_demo_image.py DIRECTORY [NAME]
+    make_demo_image.py [--python] DIRECTORY [NAME]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -79,9 +80,9 @@ class Step:
     act: Callable[[Path], None]
 
 
-def steps() -> tuple[Step, ...]:
-    """Return the layers of the image, the lowest first."""
-    busybox = _static_busybox()
+def steps(*, python: bool) -> tuple[Step, ...]:
+    """Return the layers of the image, the lowest first; ``python`` leaves busybox out even where it is."""
+    busybox = None if python else _static_busybox()
     if busybox is None:
         return (
             Step("the running Python", add_python),
@@ -162,11 +163,11 @@ def replace_directory(root: Path) -> None:
     (root / "data/old/new").write_text("only this is left\n")
 
 
-def write_image(layout: Path, name: str) -> Digest:
+def write_image(layout: Path, name: str, made_by: tuple[Step, ...]) -> Digest:
     """Make the image as an OCI image layout and return the digest of its manifest."""
     blobs = BlobStore(layout / "blobs")
     layers, diff_ids, history = [], [], []
-    for step, before, after in _trees(steps()):
+    for step, before, after in _trees(made_by):
         with blobs.writer() as blob:
             written = write_layer(changes(before, after), after, blob, compression=Compression.GZIP)
             blob.commit(written.digest)
@@ -233,12 +234,16 @@ def _copy(file: Path, root: Path) -> None:
 
 def main() -> None:
     """Make the image named on the command line, and print its digest."""
-    layout, name = Path(sys.argv[1]).absolute(), sys.argv[2] if len(sys.argv) > 2 else "demo"  # noqa: PLR2004  argv
+    parser = argparse.ArgumentParser(description="Make a small image out of files of this machine.")
+    parser.add_argument("--python", action="store_true", help="from the running Python, not from busybox")
+    parser.add_argument("layout", type=Path, help="the directory to make: an OCI image layout")
+    parser.add_argument("name", nargs="?", default="demo", help="the image's name")
+    given = parser.parse_args()
     if os.geteuid() != 0:
         userns.enter()  # so that the files of the image belong to root
     os.umask(0o022)
-    layout.mkdir(parents=True)
-    print(write_image(layout, name))
+    given.layout.mkdir(parents=True)
+    print(write_image(given.layout, given.name, steps(python=given.python)))
 
 
 if __name__ == "__main__":
