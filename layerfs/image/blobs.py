@@ -22,6 +22,7 @@ from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.documents import MAX_DOCUMENT
 from layerfs.layer.digest import Digest
+from layerfs.tree import fsync_dir
 
 CHUNK: Final = 1 << 20
 """Bytes read, hashed and written at once."""
@@ -42,7 +43,7 @@ class BlobStore:
             if not self._ingest.is_dir():
                 self._blobs.mkdir(parents=True, exist_ok=True)
                 self._ingest.mkdir(exist_ok=True)
-                _sync_directory(root)
+                fsync_dir(root)
         except OSError as error:
             raise os_error(f"make a store of blobs at {root}", error) from error
 
@@ -50,9 +51,11 @@ class BlobStore:
         """Return where the blob is, or would be."""
         return self._blobs / digest.hex
 
-    def has(self, digest: Digest) -> bool:
-        """Tell whether the blob is there."""
-        return self.path(digest).is_file()
+    def has(self, blob: Digest | Descriptor) -> bool:
+        """Tell whether the blob is there, and has the size that a descriptor says."""
+        if isinstance(blob, Descriptor):
+            return self.has(blob.digest) and self.size(blob.digest) == blob.size
+        return self.path(blob).is_file()
 
     def size(self, digest: Digest) -> int:
         """Return the size of a blob in bytes; raise `NotFound` where it is not there."""
@@ -93,13 +96,15 @@ class BlobStore:
 
         A blob that is there already with this size is not read again.
         """
-        if self.has(descriptor.digest) and self.size(descriptor.digest) == descriptor.size:
+        if self.has(descriptor):
             listener(Progress(action, str(descriptor.digest), descriptor.size, descriptor.size))
             return
         with self.writer() as writer:
-            for chunk in verified(stream, descriptor, f"blob {descriptor.digest}", listener, action=action):
+            for chunk in _sized(stream, descriptor, f"blob {descriptor.digest}", listener, action):
                 writer.write(chunk)
-            writer.commit(descriptor.digest)
+            if writer.digest != descriptor.digest:
+                raise _other_bytes(f"blob {descriptor.digest}", writer.digest)
+            writer.commit()
 
     def put_bytes(self, data: bytes, media_type: str = "") -> Descriptor:
         """Keep these bytes, and return their descriptor."""
@@ -193,11 +198,11 @@ class BlobWriter:
             os.fchmod(self._file, _BLOB_MODE)
             os.fsync(self._file)
             self._path.rename(self._blobs / digest.hex)
-            _sync_directory(self._blobs)
         except OSError as error:
             self.abort()
             raise os_error(f"keep the blob {digest}", error) from error
         self._close()
+        fsync_dir(self._blobs)
         return digest
 
     def abort(self) -> None:
@@ -228,20 +233,11 @@ def verified(
     ``what`` names the blob in the errors.
     """
     hashed = hashlib.sha256()
-    done = 0
-    while chunk := _read(stream, what):
-        done += len(chunk)
-        if done > descriptor.size:
-            raise Corrupt(f"{what} has more than the {descriptor.size} bytes that its descriptor says")
+    for chunk in _sized(stream, descriptor, what, listener, action):
         hashed.update(chunk)
         yield chunk
-        if done < descriptor.size:
-            listener(Progress(action, str(descriptor.digest), done, descriptor.size))
-    if done != descriptor.size:
-        raise Corrupt(f"{what} is cut off: {done} bytes instead of {descriptor.size}")
     if (digest := Digest(f"sha256:{hashed.hexdigest()}")) != descriptor.digest:
-        raise Corrupt(f"{what} has other bytes than its descriptor says: their digest is {digest}")
-    listener(Progress(action, str(descriptor.digest), done, descriptor.size))
+        raise _other_bytes(what, digest)
 
 
 def read_document(stream: BinaryIO, descriptor: Descriptor, what: str) -> bytes:
@@ -249,6 +245,25 @@ def read_document(stream: BinaryIO, descriptor: Descriptor, what: str) -> bytes:
     if descriptor.size > MAX_DOCUMENT:
         raise Corrupt(f"{what} has {descriptor.size} bytes: more than the {MAX_DOCUMENT} that a document may have")
     return b"".join(verified(stream, descriptor, what))
+
+
+def _sized(stream: BinaryIO, descriptor: Descriptor, what: str, listener: Listener, action: str) -> Iterator[bytes]:
+    """Yield what the stream holds to its end, and raise `Corrupt` where its size is not the descriptor's."""
+    done = 0
+    while chunk := _read(stream, what):
+        done += len(chunk)
+        if done > descriptor.size:
+            raise Corrupt(f"{what} has more than the {descriptor.size} bytes that its descriptor says")
+        yield chunk
+        listener(Progress(action, str(descriptor.digest), done, descriptor.size))
+    if done != descriptor.size:
+        raise Corrupt(f"{what} is cut off: {done} bytes instead of {descriptor.size}")
+    if not done:
+        listener(Progress(action, str(descriptor.digest), 0, 0))
+
+
+def _other_bytes(what: str, digest: Digest) -> Corrupt:
+    return Corrupt(f"{what} has other bytes than its descriptor says: their digest is {digest}")
 
 
 def _read(stream: BinaryIO, what: str) -> bytes:
@@ -294,14 +309,6 @@ def _remove_abandoned(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _missing(digest: Digest, error: OSError) -> LayerfsError:

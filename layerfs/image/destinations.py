@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from layerfs.errors import Corrupt, InvalidArgument
 from layerfs.events import Listener, ignore
-from layerfs.image import media_types
 from layerfs.image.blobs import BlobStore, verified
 from layerfs.image.config import ImageConfig
 from layerfs.image.descriptor import Descriptor
@@ -182,7 +181,7 @@ def _with_entries(raw: bytes, entries: Sequence[Descriptor], destination: Path) 
     """Return an index.json with further entries; those that they replace are dropped, the others stay as they are."""
     what = f"{INDEX_FILE} of {destination}"
     repository = repository_of(destination)
-    old = Index.parse(raw, media_types.OCI_INDEX, what).manifests
+    old = Index.parse(raw, what=what).manifests
     taken = {name for entry in entries for name in names_of(entry, repository)}
     digests = {entry.digest for entry in entries}
     made = parse_document(raw, what)

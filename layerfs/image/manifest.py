@@ -133,10 +133,14 @@ class Index:
 
     @classmethod
     def parse(cls, raw: bytes, media_type: str | None = None, what: str = "") -> Index:
-        """Read an index; raise `Corrupt` that names the field at fault."""
+        """Read an index; raise `Corrupt` that names the field at fault.
+
+        One that does not say what it is, and is not named by a descriptor, is OCI's: an index.json (image-layout.md).
+        """
         what = what or f"index {Digest.of(raw)}"
         fields = Fields.parse(raw, what)
-        kind = _media_type(fields, media_type)
+        default = None if fields.has("mediaType") else media_types.OCI_INDEX
+        kind = _media_type(fields, media_type or default)
         if kind not in media_types.INDEXES:
             raise Corrupt(f"{what} has the media type {shown(kind)}, which is no index")
         _check_version(fields, foreign=("layers", "config", "fsLayers"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from layerfs.errors import Corrupt, InvalidArgument, NotFound, Unsupported
-from layerfs.image import media_types
 from layerfs.image.blobs import read_document
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.documents import MAX_DOCUMENT, Fields, shown
@@ -58,7 +57,7 @@ class OciLayout:
     def images(self, platform: Platform | None = None) -> tuple[NamedImage, ...]:
         """Return the images; see `layerfs.image.sources.Source`."""
         what = f"{INDEX_FILE} of {self._files.where}"
-        index = Index.parse(read_whole(self._files, INDEX_FILE), media_types.OCI_INDEX, what)
+        index = Index.parse(read_whole(self._files, INDEX_FILE), what=what)
         found: list[NamedImage] = []
         refusal = NotAnImage(f"{self._files.where} holds no images: its {INDEX_FILE} names none")
         for names, candidates in group(index.manifests, self._repository, what):

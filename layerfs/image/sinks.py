@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol, Self
 
 from layerfs.errors import AlreadyExists, os_error
+from layerfs.tree import fsync_dir
 
 _NEW: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
 _FILE_MODE: Final = 0o644
@@ -150,12 +151,12 @@ def new_directory(destination: Path) -> Iterator[DirectorySink]:
         aside.mkdir()
         try:
             yield DirectorySink(aside)
-            _sync(aside)
+            fsync_dir(aside)
             aside.rename(destination)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _sync(destination.parent)
+        fsync_dir(destination.parent)
 
 
 @contextlib.contextmanager
@@ -171,7 +172,7 @@ def _written_aside(destination: Path) -> Iterator[BinaryIO]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync(destination.parent)
+    fsync_dir(destination.parent)
 
 
 @contextlib.contextmanager
@@ -218,11 +219,3 @@ def _header(name: str, size: int, *, kind: bytes = tarfile.REGTYPE) -> bytes:
     info.type = kind
     info.mode = 0o755 if kind == tarfile.DIRTYPE else _FILE_MODE
     return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

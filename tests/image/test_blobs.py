@@ -35,6 +35,8 @@ def test_a_blob_goes_in_and_comes_out(blobs: BlobStore) -> None:
     events: list[Progress] = []
     blobs.put(io.BytesIO(DATA), BLOB, events.append)
     assert blobs.has(BLOB.digest)
+    assert blobs.has(BLOB)
+    assert not blobs.has(Descriptor("", BLOB.digest, BLOB.size + 1))
     assert blobs.size(BLOB.digest) == len(DATA)
     with blobs.open(BLOB.digest) as stream:
         assert stream.read() == DATA
