@@ -18,6 +18,8 @@ MAX_LOWERS = 500
 """``OVL_MAX_STACK`` of the kernel: more lowers give EINVAL."""
 
 _LOWERDIR = "lowerdir="
+_PART = re.compile(r"(?P<path>(?:[^:\\]|\\.|\\\Z)*)(?P<end>:|\Z)", flags=re.DOTALL)
+"""One path and what ends it; a ``\\`` at the very end stands for itself."""
 
 
 def escape_path(path: str | Path) -> str:
@@ -36,11 +38,14 @@ def split_lowerdirs(option: str) -> tuple[str, ...]:
     Raise `InvalidArgument` for an empty path, which is how data-only lowers (``::``) show.
     """
     value = option.removeprefix(_LOWERDIR)
-    parts = re.findall(r"((?:[^:\\]|\\.)*)(?::|\Z)", value, flags=re.DOTALL)
-    lowers = tuple(unescape_path(part) for part in (parts[:-1] if not value.endswith(":") else parts))
-    if not lowers or "" in lowers:
+    lowers: list[str] = []
+    for part in _PART.finditer(value):
+        lowers.append(unescape_path(part["path"]))
+        if not part["end"]:
+            break
+    if "" in lowers:
         raise InvalidArgument(f"an empty path among the lower directories {value!r}")
-    return lowers
+    return tuple(lowers)
 
 
 def overlay_options(

@@ -48,6 +48,8 @@ def test_a_path_is_escaped_as_the_kernel_reads_it(path: str, escaped: str) -> No
         ("lowerdir=/a\\:b:/c", ("/a:b", "/c")),
         ("lowerdir=/a\\\\:/c", ("/a\\", "/c")),
         ("lowerdir=/a\nb:/c", ("/a\nb", "/c")),
+        ("lowerdir=/a\\:", ("/a:",)),
+        ("lowerdir=/a\\:/b\\", ("/a:/b\\",)),
     ],
 )
 def test_lowers_are_split(option: str, lowers: tuple[str, ...]) -> None:
