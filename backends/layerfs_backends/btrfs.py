@@ -125,9 +125,8 @@ class BtrfsDriver:
         if not own.exists():
             return
         number, nested = self._library.subvolume_id(own), self._nested(own)
-        for path in (*nested, own) if nested else ():
-            if self._library.get_subvolume_read_only(path):
-                self._library.set_subvolume_read_only(path, False)
+        if nested:
+            self._thaw(*nested, own)
         for path in (*nested, own):
             self._delete(path)
         with suppress(OSError):  # there is none, or the kernel deletes it itself after its cleaner (`qgroups.remove`)
@@ -168,7 +167,9 @@ class BtrfsDriver:
 
     def _fold(self, own: Path) -> None:
         """Turn the subvolumes inside one into directories, by reflink; a crash at any moment loses nothing."""
-        for nested in self._nested(own):
+        found = self._nested(own)
+        self._thaw(*found)
+        for nested in found:
             above = nested.parent.stat()
             aside = nested.with_name(f".layerfs-folded-{self._library.subvolume_id(nested)}")
             if nested != aside:  # it is, if a crash came after the exchange: the directory stands in its place then
@@ -177,6 +178,11 @@ class BtrfsDriver:
                 syscalls.rename_exchange(syscalls.AT_FDCWD, os.fsencode(nested), syscalls.AT_FDCWD, os.fsencode(aside))
             self._delete(aside)
             os.utime(nested.parent, ns=(above.st_atime_ns, above.st_mtime_ns))
+
+    def _thaw(self, *subvolumes: Path) -> None:
+        for path in subvolumes:
+            if self._library.get_subvolume_read_only(path):
+                self._library.set_subvolume_read_only(path, False)
 
     def _exclusive(self, own: Path) -> int | None:
         number = self._library.subvolume_id(own)
