@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import ClassVar
 
+import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 from layerfs import errors
+from layerfs.commands.frame.verb import global_options
 from layerfs.contract import Traits
 
 FIXED_STATUSES = (
@@ -102,8 +104,24 @@ class Drivers(Directive):
         return [_table(header, driver_traits())]
 
 
+def drop_global_options(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:  # noqa: ARG001  Sphinx's signature
+    """Leave the options that every verb takes to the page's first section."""
+    if ctx.parent is None:
+        return
+    names = {name for param in global_options(root=False) for name in param.opts}
+    kept: list[str] = []
+    dropping = False
+    for line in lines:
+        if line.startswith(".. option:: "):
+            dropping = line.removeprefix(".. option:: ").replace(",", " ").split()[0] in names
+        if not dropping:
+            kept.append(line)
+    lines[:] = kept
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register both."""
+    """Register both, and what tidies the reference of the command."""
+    app.connect("sphinx-click-process-options", drop_global_options)
     app.add_directive("exit-statuses", ExitStatuses)
     app.add_directive("drivers", Drivers)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
