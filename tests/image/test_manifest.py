@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +12,7 @@ from layerfs.errors import Corrupt, Unsupported
 from layerfs.image import media_types
 from layerfs.image.config import ContainerConfig, History, ImageConfig
 from layerfs.image.descriptor import Descriptor
+from layerfs.image.documents import Fields
 from layerfs.image.manifest import Index, Manifest, is_attestation
 from layerfs.image.platform import Platform
 from layerfs.layer.digest import Digest, chain_id
@@ -147,10 +149,21 @@ def test_indexes_that_are_refused(changes: dict[str, Json], words: str) -> None:
         Index.parse(encode(made))
 
 
+def test_a_descriptor_survives_writing_and_reading() -> None:
+    whole = Descriptor(
+        media_types.OCI_MANIFEST, DIFF_ID, 1, {"b": "1", "a": "2"}, Platform("linux", "arm", "v7"), "application/x"
+    )
+    assert Descriptor.parse(Fields(whole.to_document(), "it")) == whole
+    assert list(whole.to_document()["annotations"]) == ["a", "b"]
+    assert len({whole, LAYER, whole}) == 2
+
+
 def test_attestations_are_told() -> None:
     plain = Descriptor.of(media_types.OCI_MANIFEST, b"x")
     assert not is_attestation(plain)
     assert is_attestation(plain.with_annotations({"vnd.docker.reference.type": "attestation-manifest"}))
+    assert is_attestation(replace(plain, artifact_type="application/spdx+json"))
+    assert not is_attestation(replace(plain, artifact_type=media_types.OCI_CONFIG))
 
 
 def test_a_configuration_is_read() -> None:

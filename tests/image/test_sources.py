@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import tarfile
 import threading
@@ -280,6 +281,21 @@ def test_a_single_image_is_taken_whatever_it_is_for(tmp_path: Path) -> None:
             images(path, "linux/amd64")
 
 
+def test_artifacts_inside_an_index_are_passed_over(tmp_path: Path) -> None:
+    chart = SAMPLE.manifest(config=descriptor("application/vnd.cncf.helm.config.v1+json", b"{}"))
+    entry = descriptor(media_types.OCI_MANIFEST, chart)
+    unknown = descriptor("application/x", b"")
+    for entries, found in (([unknown, entry, SAMPLES["amd64"].entry()], True), ([unknown, entry], False)):
+        inner = index_of(*entries)
+        files = layout_files([descriptor(media_types.OCI_INDEX, inner)], [inner, chart, *ALL_BLOBS])
+        path = write_dir(tmp_path / str(found), files)
+        if found:
+            assert images(path, "linux/amd64")[0].manifest.raw == SAMPLES["amd64"].manifest()
+        else:
+            with pytest.raises(Unsupported, match="helm"):
+                images(path, "linux/amd64")
+
+
 def test_indexes_without_end_are_refused(tmp_path: Path) -> None:
     inner = [index_of()]
     for _ in range(150):
@@ -376,6 +392,21 @@ def test_docker_archives_that_are_refused(tmp_path: Path, changes: dict[str, Jso
     files |= {"manifest.json": encode([record]), "other.json": b"]", "0" * 64 + ".json": SAMPLE.config}
     with pytest.raises(Corrupt, match=words):
         images(write_tar(tmp_path / "in.tar", files))
+
+
+def test_more_docker_archives_that_are_refused(tmp_path: Path) -> None:
+    files = docker_files(SAMPLE)
+    (record,) = json.loads(files["manifest.json"])
+    other = docker_files(Sample(architecture="arm64"))
+    (other_record,) = json.loads(other["manifest.json"])
+    with pytest.raises(Corrupt, match="gives the name docker.io/library/sample:1 to several"):  # noqa: RUF043  a name
+        images(write_tar(tmp_path / "1", {**files, **other, "manifest.json": encode([record, other_record])}))
+    with pytest.raises(Corrupt, match="has 10001 images"):
+        images(write_tar(tmp_path / "2", {"manifest.json": encode([{}] * 10_001)}))
+    with pytest.raises(Unsupported, match="no root file system"):
+        images(write_tar(tmp_path / "3", docker_files(Sample(tars=(), how=()))))
+    with open_source(write_tar(tmp_path / "4", files)) as source, pytest.raises(NotFound):
+        source.open(Digest.of(b"another"))
 
 
 @pytest.mark.parametrize(
