@@ -81,9 +81,9 @@ class HostTrees:
     def __contains__(self, name: str) -> bool:
         return name in self._trees
 
-    def attach(self, name: str) -> None:
-        """Attach the copy called ``name`` at that path."""
-        syscalls.move_mount(self._trees[name], os.fsencode(name))
+    def attach(self, name: str, place: str) -> None:
+        """Attach the copy called ``name`` at ``place``."""
+        syscalls.move_mount(self._trees[name], os.fsencode(place))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -99,14 +99,14 @@ class _Places:
         self._made: list[tuple[str, os.stat_result, int]] = []
         self._mounted: list[str] = []
 
-    def need(self, path: str, *, directory: bool) -> bool:
-        """Make sure that ``path`` exists, its parents too; tell whether it can take a mount."""
+    def need(self, path: str, *, directory: bool) -> str:
+        """Make sure that ``path`` exists, its parents too; return where it really is, or "" if it takes no mount."""
         real = os.path.realpath(path)
         try:
-            status = os.stat(real)
+            fits = stat.S_ISDIR(os.stat(real).st_mode) is directory
         except OSError:
-            return self._make(real, directory=directory)
-        return stat.S_ISDIR(status.st_mode) is directory
+            fits = self._make(real, directory=directory)
+        return real if fits else ""
 
     def _make(self, real: str, *, directory: bool) -> bool:
         above = os.path.dirname(real)
@@ -168,20 +168,21 @@ def furnished(trees: HostTrees) -> Iterator[None]:
 
 
 def _attach(trees: HostTrees, places: _Places, name: str, *, directory: bool) -> None:
-    if name in trees and places.need(name, directory=directory):
-        trees.attach(name)
-        places.mounted(name)
+    if name in trees and (place := places.need(name, directory=directory)):
+        trees.attach(name, place)
+        places.mounted(place)
 
 
 def _dev(trees: HostTrees, places: _Places) -> None:
-    if not places.need("/dev", directory=True):
+    place = places.need("/dev", directory=True)
+    if not place:
         return
-    syscalls.mount(b"tmpfs", b"/dev", b"tmpfs", _NO_SETUID, b"mode=755")
-    places.mounted("/dev")
+    syscalls.mount(b"tmpfs", os.fsencode(place), b"tmpfs", _NO_SETUID, b"mode=755")
+    places.mounted(place)
     for node in (*_NODES, "console"):
         if f"/dev/{node}" in trees:
             os.close(os.open(f"/dev/{node}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-            trees.attach(f"/dev/{node}")
+            trees.attach(f"/dev/{node}", f"{place}/{node}")
     for name, target in _LINKS:
         os.symlink(target, f"/dev/{name}")
     os.mkdir("/dev/shm", 0o1777)  # noqa: S108  where POSIX shared memory is
@@ -198,4 +199,4 @@ def _terminals(trees: HostTrees) -> None:
             syscalls.mount(b"devpts", b"/dev/pts", b"devpts", _NO_SETUID, data)
             return
     if "/dev/pts" in trees:
-        trees.attach("/dev/pts")
+        trees.attach("/dev/pts", os.path.realpath("/dev/pts"))
