@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from layerfs.contract import LayerRoot, Whiteouts
-from layerfs.errors import Corrupt, LayerfsError, Unsupported, os_error
+from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.layer import attributes, tar
 from layerfs.layer.digest import Digest
@@ -406,11 +406,24 @@ class _Applier:
         if parent is None:
             return
         if name == OPAQUE_NAME:
-            self._make_opaque(parent)
+            self._hide_all(parent)
         elif self._overlay:
             self._hide(parent, hidden)
         elif parent.names is not None:
             self._remove_lower(parent, hidden, parent.names)
+
+    def _hide_all(self, directory: Directory) -> None:
+        """Hide everything that lower layers have in a directory; the kernel takes no mark on an overlay's root."""
+        if not self._overlay or directory is not self._directories.root or directory.opaque:
+            self._make_opaque(directory)
+            return
+        if not self._directories.knows_lower:
+            raise FailedPrecondition(
+                "the layer hides everything below it, which an overlay can only say name by name",
+                hint="unpack the layers one after the other, with the lower ones in view",
+            )
+        for name in self._directories.lower_names():
+            self._hide(directory, name)
 
     def _make_opaque(self, directory: Directory) -> None:
         """Hide everything that lower layers have in a directory."""

@@ -136,7 +136,7 @@ class _Comparison:
     def _frame(self, path: bytes, *, in_lower: bool, opaque: bool) -> _Frame:
         """List the present directories; only an overlay's merged one shows lower names that it does not hold itself."""
         names = {os.fsencode(name) for name in os.listdir(self._upper.fd)}
-        if self._partial and not opaque:
+        if self._partial and not opaque and path:  # the kernel takes no such mark on an overlay's root
             opaque = self._mark(b".", b"opaque") == b"y"
         if in_lower and (opaque or not self._partial):
             names.update(os.fsencode(name) for name in os.listdir(self._lower.fd))

@@ -43,6 +43,14 @@ class Purpose(Enum):
     """A hard link's target lies in it."""
 
 
+class _Step(Enum):
+    """Where a step of a walk can lead to that is no directory."""
+
+    MISSING = auto()
+    BLOCKED = auto()
+    """Another file has the name, and may not be replaced."""
+
+
 @dataclass(slots=True, eq=False)
 class Directory:
     """An open directory. ``path`` is its real one below the root: b"" for the root, b"/usr/lib" for another.
@@ -103,26 +111,41 @@ class Directories:
         """Walk to a directory, through symbolic links below the root; None where it is not, and need not be made."""
         todo = parts[::-1]
         here = self.root
+        missing: list[bytes] = []
         links = 0
         while todo:
             name = todo.pop()
             if not name or name == b".":
                 continue
+            if missing:
+                # ``..`` takes a name back that is not there, as containerd has it; the kernel would say ENOENT.
+                missing = missing[:-1] if name == b".." else [*missing, name]
+                continue
             if name == b"..":
                 here = self._above(here)
                 continue
             found = self._enter(here, name, purpose)
-            if found is None:
+            if found is _Step.BLOCKED:
                 return None
-            if isinstance(found, Directory):
+            if found is _Step.MISSING:
+                missing = [name]
+            elif isinstance(found, Directory):
                 here = found
-                continue
-            links += 1
-            if links > _MOST_LINKS:
-                raise Corrupt(f"too many symbolic links in the path {shown(b'/'.join(parts))}")
-            if found.startswith(b"/"):
-                here = self.root
-            todo.extend(found.split(b"/")[::-1])
+            else:
+                links += 1
+                if links > _MOST_LINKS:
+                    raise Corrupt(f"too many symbolic links in the path {shown(b'/'.join(parts))}")
+                here = self.root if found.startswith(b"/") else here
+                todo.extend(found.split(b"/")[::-1])
+        return self._make_all(here, missing, purpose)
+
+    def _make_all(self, here: Directory, names: list[bytes], purpose: Purpose) -> Directory | None:
+        """Make the directories that a file of the layer needs, or a whiteout of which the target is not known."""
+        unknown = self.overlay and not self.knows_lower and not here.opaque
+        if names and purpose is not Purpose.CONTENT and not (purpose is Purpose.WHITEOUT and unknown):
+            return None
+        for name in names:
+            here = self.make(here, name, 0o755)
         return here
 
     def child(self, here: Directory, name: bytes) -> Directory | None:
@@ -158,7 +181,7 @@ class Directories:
             above = found
         return above
 
-    def _enter(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | None:
+    def _enter(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | _Step:
         """Take one step: to a directory, to the target of a symbolic link, or to nowhere."""
         found = self.child(here, name)
         if found is not None:
@@ -166,33 +189,39 @@ class Directories:
         try:
             status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
         except FileNotFoundError:
-            return self._missing(here, name, purpose)
+            return self._enter_lower(here, name)
         if stat.S_ISLNK(status.st_mode):
             return os.readlink(name, dir_fd=here.fd)
         hidden = self.overlay and is_whiteout(status)
         if purpose is not Purpose.CONTENT:
-            return None
+            return _Step.BLOCKED
         if not hidden and (here.names is None or name in here.names):
             raise Corrupt(f"{shown(here.path + b'/' + name)} is no directory, and the layer has files below it")
         os.unlink(name, dir_fd=here.fd)
         return self.make(here, name, 0o755, opaque=hidden)
 
-    def _missing(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | None:
-        """Look into the lower layers, and make the directory where it is needed."""
+    def _enter_lower(self, here: Directory, name: bytes) -> Directory | bytes | _Step:
+        """Take a step that the root does not have: a lower directory is made here too, a lower link is followed."""
         below = self.open_lower(here, name)
+        if below < 0:
+            return _Step.MISSING
         try:
-            status = os.fstat(below) if below >= 0 else None
-            if status is not None and stat.S_ISLNK(status.st_mode):
+            status = os.fstat(below)
+            if stat.S_ISLNK(status.st_mode):
                 return os.readlink(b"", dir_fd=below)
-            if status is None or not stat.S_ISDIR(status.st_mode):
-                unknown = self.overlay and not self.knows_lower and not here.opaque
-                if purpose is Purpose.CONTENT or (purpose is Purpose.WHITEOUT and unknown):
-                    return self.make(here, name, 0o755)
-                return None
-            return self._make_like(here, name, status, below)
+            if stat.S_ISDIR(status.st_mode):
+                return self._make_like(here, name, status, below)
+            return _Step.MISSING
         finally:
-            if below >= 0:
-                os.close(below)
+            os.close(below)
+
+    def lower_names(self) -> list[bytes]:
+        """List the lower layers' root."""
+        fd = os.open(b"/proc/self/fd/%d/." % self._lower, _FLAGS)
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
 
     def open_lower(self, here: Directory, name: bytes) -> int:
         """Open a name as the lower layers have it, by O_PATH and without following links; -1 where they do not."""
