@@ -108,7 +108,8 @@ def _entries(images: Sequence[NamedImage], blobs: BlobStore) -> list[Descriptor]
     entries: list[Descriptor] = []
     for image in _merged(images):
         config = ImageConfig.parse(blobs.read(image.manifest.config))
-        descriptor = replace(image.manifest.descriptor, platform=config.platform)
+        platform = config.platform if config.os and config.architecture else None
+        descriptor = replace(image.manifest.descriptor, platform=platform)
         names = [normalize(name) for name in image.names]
         entries += [descriptor.with_annotations({CONTAINERD_NAME: name, REF_NAME: familiar(name)}) for name in names]
         if not names:

@@ -47,8 +47,7 @@ class DirectorySink:
         try:
             yield sink
         except BaseException:
-            for path in sink._added:
-                path.unlink(missing_ok=True)
+            sink._take_back()
             raise
 
     def add(self, name: str, data: bytes) -> None:
@@ -59,13 +58,27 @@ class DirectorySink:
         """Write a file; one of this name is replaced."""
         path = self.root / name
         with _translated(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents(name)
             is_new = not path.exists()
             with _written_aside(path) as file:
                 for chunk in chunks:
                     file.write(chunk)
         if is_new:
             self._added.append(path)
+
+    def _make_parents(self, name: str) -> None:
+        for parent in reversed(Path(name).parents[:-1]):
+            directory = self.root / parent
+            if not directory.is_dir():
+                directory.mkdir()
+                self._added.append(directory)
+
+    def _take_back(self) -> None:
+        for path in reversed(self._added):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
 
 class ArchiveSink:
@@ -141,11 +154,18 @@ def new_archive(destination: Path) -> Iterator[ArchiveSink]:
 
 @contextlib.contextmanager
 def new_directory(destination: Path) -> Iterator[DirectorySink]:
-    """Fill a directory that appears when it is whole; raise `AlreadyExists` where something is there, and not empty."""
-    if os.path.lexists(destination) and not _is_empty_directory(destination):
-        raise AlreadyExists(
-            f"{destination} is there already, and no OCI layout", hint="remove it, or export to another name"
-        )
+    """Fill a directory that appears when it is whole, or one that is there and empty.
+
+    Raise `AlreadyExists` where something else is there.
+    """
+    if os.path.lexists(destination):
+        if not _is_empty_directory(destination):
+            raise AlreadyExists(
+                f"{destination} is there already, and no OCI layout", hint="remove it, or export to another name"
+            )
+        with DirectorySink.existing(destination) as sink:  # in place: it may be a mount point, or somebody's "."
+            yield sink
+        return
     with _translated(f"write {destination}"):
         aside = _aside(destination)
         aside.mkdir()
@@ -209,7 +229,7 @@ def _is_special(path: Path) -> bool:
 
 def _is_empty_directory(path: Path) -> bool:
     with _translated(f"look into {path}"):
-        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        return path.is_dir() and not any(path.iterdir())
 
 
 def _header(name: str, size: int, *, kind: bytes = tarfile.REGTYPE) -> bytes:

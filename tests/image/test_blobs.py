@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import Corrupt, NoSpace, NotFound, PermissionDenied
+from layerfs.errors import Corrupt, LayerfsError, NoSpace, NotFound, PermissionDenied
 from layerfs.events import Progress
 from layerfs.image.blobs import CHUNK, BlobStore
 from layerfs.image.descriptor import Descriptor
@@ -113,6 +114,35 @@ def test_a_missing_blob_is_not_found(blobs: BlobStore) -> None:
     with pytest.raises(NotFound):
         blobs.size(BLOB.digest)
     blobs.remove(BLOB.digest)
+
+
+def test_what_is_no_file_is_no_blob(blobs: BlobStore) -> None:
+    blobs.path(BLOB.digest).mkdir()
+    assert not blobs.has(BLOB.digest)
+    for act in (blobs.open, blobs.read, blobs.remove):
+        with pytest.raises(LayerfsError, match=str(BLOB.digest)):
+            act(BLOB.digest)
+    with pytest.raises(LayerfsError, match="cannot keep the blob"):
+        blobs.put(io.BytesIO(DATA), BLOB)
+    assert _files(blobs) == []
+
+
+def test_a_store_that_is_gone(blobs: BlobStore) -> None:
+    blobs.path(BLOB.digest).parent.rmdir()
+    (blobs.root / "ingest").rmdir()
+    for act in (blobs.writer, lambda: list(blobs.digests()), lambda: blobs.put_bytes(b"")):
+        with pytest.raises(NotFound):
+            act()
+
+
+def test_a_stream_that_cannot_be_read(blobs: BlobStore) -> None:
+    class Broken(io.BytesIO):
+        def read(self, _: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(LayerfsError, match=r"cannot read blob sha256:.*Input/output error"):
+        blobs.put(Broken(), BLOB)
+    assert _files(blobs) == []
 
 
 def test_a_writer_knows_its_digest_at_the_end(blobs: BlobStore) -> None:

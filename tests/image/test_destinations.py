@@ -186,6 +186,29 @@ def test_an_empty_directory_is_filled(tmp_path: Path, blobs: BlobStore, image: N
     assert digests(tmp_path / "out") == digests(tmp_path / "in")
 
 
+def test_an_empty_directory_is_empty_again_after_a_failure(
+    tmp_path: Path, blobs: BlobStore, image: NamedImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    blob = blobs.path(image.manifest.layers[1].digest)
+    data = blob.read_bytes()
+    blob.unlink()
+    with pytest.raises(NotFound):
+        write_oci_layout_dir([image], blobs, Path())
+    assert os.listdir() == []
+    blob.write_bytes(data)
+    write_oci_layout_dir([image], blobs, Path())
+    assert digests(Path()) == digests(tmp_path / "in")
+
+
+def test_an_image_that_does_not_say_its_platform(tmp_path: Path, blobs: BlobStore) -> None:
+    sample = Sample(extra_config={"os": None, "architecture": None})
+    images = imported(layout_dir(tmp_path / "in", sample), blobs)
+    write_oci_layout_dir(images, blobs, tmp_path / "out")
+    assert "platform" not in entries(tmp_path / "out")[0]
+
+
 def test_a_place_that_is_not_there(tmp_path: Path, blobs: BlobStore, image: NamedImage) -> None:
     for form in ArchiveFormat:
         with pytest.raises(NotFound):
