@@ -99,10 +99,13 @@ class BtrfsDriver:
         bytes exist twice or under no name, as with a read-only snapshot that replaces the original.
         """
         own = self._path(snapshot.id)
-        if not self._library.get_subvolume_read_only(own):
-            self._fold(own)
-            self._library.set_subvolume_read_only(own, True)
-        self._library.sync(own)
+        with ExitStack() as undo:
+            if not self._library.get_subvolume_read_only(own):
+                self._fold(own)
+                self._library.set_subvolume_read_only(own, True)
+                undo.callback(self._thaw, own)
+            self._library.sync(own)
+            undo.pop_all()
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Count what differs from the parent; where quotas are on, the bytes are the exclusive ones of its qgroup.

@@ -79,6 +79,7 @@ class Overlay2Driver:
                 hint="commit the clone to an image of fewer layers, or use the btrfs or the copy driver",
             )
         new, own = self._root / ".new" / str(snapshot.id), self._path(snapshot.id)
+        tree.remove_tree(new)  # left by a crash that also lost the row, and with it the number
         new.mkdir(mode=0o700)
         with ExitStack() as undo:
             undo.callback(tree.remove_tree, new)
@@ -92,13 +93,13 @@ class Overlay2Driver:
         An overlay of one lowerdir and no upperdir is EINVAL. Above `SHARE_ABOVE` layers an active snapshot has two
         mounts, the first of them shared.
         """
-        lowers = [self._diff(parent) for parent in snapshot.parents]
+        lowers = [f"{self._root}/{parent}/diff" for parent in snapshot.parents]  # may be hundreds: no Path for each
         if not lowers:
             return (_bind(self._diff(snapshot.id), writable=snapshot.writable),)
         if snapshot.writable:
             return self._writable_mounts(snapshot, lowers)
         if len(lowers) == 1:
-            return (_bind(lowers[0], writable=False),)
+            return (_bind(self._diff(snapshot.parents[0]), writable=False),)
         return (self._overlay(lowers),)
 
     def commit(self, snapshot: Snapshot) -> None:
@@ -154,7 +155,7 @@ class Overlay2Driver:
             for name in ("changed", "deleted"):
                 (lower / name).touch()
             # volatile spares the unmount its sync of the whole file system.
-            with mounting.mounted([self._overlay([lower], place).with_options("volatile")], merged):
+            with mounting.mounted([self._overlay([str(lower)], place).with_options("volatile")], merged):
                 _exercise(merged)
             self._inspect(place / "diff")
 
@@ -176,12 +177,12 @@ class Overlay2Driver:
             work.mkdir()
             work.chmod(0o711)
 
-    def _writable_mounts(self, snapshot: Snapshot, lowers: Sequence[Path]) -> Sequence[Mount]:
+    def _writable_mounts(self, snapshot: Snapshot, lowers: Sequence[str]) -> Sequence[Mount]:
         own = self._path(snapshot.id)
         if len(lowers) <= self._share_above:
             return (self._overlay(lowers, own),)
-        merged = self._path(snapshot.parents[0]) / "merged"
-        shared = replace(self._overlay(lowers), target=str(merged))
+        merged = f"{self._root}/{snapshot.parents[0]}/merged"
+        shared = replace(self._overlay(lowers), target=merged)
         # The shared overlay and the upperdir are two file systems. Without xino, files and directories would have
         # different st_dev, and `tar --one-file-system` and `cp -x` would leave the files out.
         return (shared, self._overlay([merged], own).with_options("xino=on"))
@@ -192,7 +193,7 @@ class Overlay2Driver:
         if not S_ISCHR(deleted.st_mode) or deleted.st_rdev or opaque != b"y":
             raise Unsupported("a deletion is not written down as a character device 0/0 or an opaque directory")
 
-    def _overlay(self, lowers: Sequence[Path], own: Path | None = None) -> Mount:
+    def _overlay(self, lowers: Sequence[str], own: Path | None = None) -> Mount:
         upper, work = (own / "diff", own / "work") if own else (None, None)
         userxattr = self._whiteouts is Whiteouts.OVERLAY_USER
         return Mount("overlay", "overlay", overlay_options(lowers, upper, work, userxattr=userxattr))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from stat import S_IMODE, S_ISCHR
+from stat import S_IFCHR, S_IMODE, S_ISCHR
 
 import pytest
 
@@ -153,6 +153,30 @@ def test_deletions_on_disk(fresh_dir: Path) -> None:
     assert S_ISCHR(status.st_mode)
     assert status.st_rdev == 0
     assert os.getxattr(root.path / "dir", "trusted.overlay.opaque") == b"y"
+
+
+@pytest.mark.root
+def test_a_layer_unpacked_by_itself_deletes_once_it_has_a_parent(fresh_dir: Path) -> None:
+    """Layers of an image are unpacked side by side: their whiteouts take effect by the stack that they end up in."""
+    driver = _driver(fresh_dir / "o")
+    _commit(driver, active(1), "file-1")
+    driver.create(active(2))
+    diff = driver.layer_root(active(2)).path
+    os.mknod(diff / "file-1", S_IFCHR, os.makedev(0, 0))
+    (diff / "file-2").touch()
+    driver.commit(active(2, 1))
+    driver.create(view(3, 2, 1))
+    with mounted(driver.mounts(view(3, 2, 1))) as path:
+        assert os.listdir(path) == ["file-2"]
+
+
+@pytest.mark.root
+def test_what_a_crash_left_does_not_stand_in_the_way(fresh_dir: Path) -> None:
+    """A power cut may take the row, and with it the number is free again."""
+    driver = _driver(fresh_dir / "o")
+    (fresh_dir / "o/.new/1/diff/old").mkdir(parents=True)
+    driver.create(active(1))
+    assert os.listdir(fresh_dir / "o/1/diff") == []
 
 
 @pytest.mark.root
