@@ -192,18 +192,21 @@ class Images:
     def _import_one(
         self, source: Source, manifest: Manifest, names: Iterable[str], *, unpack: bool, listener: Listener
     ) -> Image:
-        blobs = self._parts.blobs
-        for descriptor in (manifest.config, *manifest.layers):
-            if not blobs.has(descriptor.digest):
-                with source.open(descriptor.digest) as stream:
-                    blobs.put(stream, descriptor, listener)
-        blobs.put_bytes(manifest.raw)
-        config = ImageConfig.parse(blobs.read(manifest.config.digest))
+        self._take(source, manifest.config, listener)
+        config = ImageConfig.parse(self._parts.blobs.read(manifest.config))
         manifest.check_config(config)
+        for layer in manifest.layers:
+            self._take(source, layer, listener)
+        self._parts.blobs.put_bytes(manifest.raw)
         image = Image(manifest.digest, (), manifest, config, 0, moment(0))
         if unpack:
             self.unpack(image, listener=listener)
         return self.add(manifest, config, names)
+
+    def _take(self, source: Source, blob: Descriptor, listener: Listener) -> None:
+        if not self._parts.blobs.has(blob):
+            with source.open(blob.digest) as stream:
+                self._parts.blobs.put(stream, blob, listener)
 
     def _unpack_layer(self, blob: Descriptor, diff_id: Digest, chain: str, parent: str, listener: Listener) -> None:
         """Unpack one layer under a key of its own, and commit it only if it is what its DiffID says."""
