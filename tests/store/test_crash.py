@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ def work(path: Path, layouts: list[Path], seed: int, told: int) -> NoReturn:
     def tell(*words: str) -> None:
         os.write(told, (" ".join(words) + "\n").encode())
 
+    tempfile.tempdir = str(layouts[0].parent)  # where a killed worker leaves the directories that it mounted at
     with layerfs.open(path) as store:
         while True:
             name = f"test:{chance.randrange(12)}"
