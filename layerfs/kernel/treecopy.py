@@ -27,6 +27,8 @@ _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOS
 _NO_COPY_RANGE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EPERM})
 _POLICY_LABEL = "security.selinux"
 """Given by the policy of the host to every file; no part of the content where the destination takes none."""
+_XFS_ACLS = frozenset({"trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT"})
+"""How xfs shows to root, besides ``system.posix_acl_*``, the ACLs that it keeps in these."""
 
 
 class TreeCopy:
@@ -47,13 +49,21 @@ class TreeCopy:
         """Copy everything, the attributes of the root last."""
         self._held.append(os.dup(self._destination.fd))
         try:
-            for name in _names(self._destination.fd):
-                # An access or default ACL came from the directory above, not from the source.
-                os.removexattr(self._destination.fd, name)
+            self._neutralise(self._destination.fd)
             self._walk()
         finally:
             for fd in self._held:
                 os.close(fd)
+
+    def _neutralise(self, root: int) -> None:
+        """Take off the new root what it got from the directory above: ACLs, the group and the set-group-id bit.
+
+        Otherwise everything made in it would inherit that in turn.
+        """
+        for name in _names(root):
+            os.removexattr(root, name)
+        os.fchown(root, *self._owner)
+        os.fchmod(root, _PRIVATE_DIRECTORY)
 
     def _walk(self) -> None:
         pending = [self._fill()]
@@ -229,6 +239,8 @@ class TreeCopy:
 
     def _copy_xattrs(self, source: int | bytes, made: int | bytes) -> None:
         for name in _names(source):
+            if name in _XFS_ACLS:
+                continue
             follow = isinstance(source, int)
             value = os.getxattr(source, name, follow_symlinks=follow)
             try:
