@@ -111,10 +111,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Name each driver and the rootless tier, with the reason why it is not here."""
-    found = [(driver.name, driver.reason) for driver in config.stash[_PRESENCE]]
-    found += [("root", None if os.geteuid() == 0 else "not run by root"), ("rootless", rootless.missing())]
-    lines = [f"{name}: {'here' if reason is None else 'NOT HERE: ' + reason}" for name, reason in found]
-    return [*lines, f"required: {', '.join(sorted(requirements.required())) or 'nothing (LAYERFS_REQUIRE)'}"]
+    required = ", ".join(sorted(requirements.required())) or "nothing (LAYERFS_REQUIRE)"
+    return [*drivers.table(config.stash[_PRESENCE]), f"required: {required}"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

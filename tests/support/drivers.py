@@ -12,7 +12,7 @@ from pathlib import Path
 
 from layerfs import drivers
 from layerfs.errors import LayerfsError
-from tests.support import leftovers
+from tests.support import leftovers, rootless
 
 BTRFS_SIZE = 4 << 30
 """Bytes of the sparse image: btrfs on less than some 256 MiB behaves differently (mixed block groups)."""
@@ -85,6 +85,13 @@ def presence() -> tuple[Presence, ...]:
         return tuple(Presence(name, _reason(name, path / name)) for name in names())
 
 
+def table(found: tuple[Presence, ...]) -> list[str]:
+    """Return a line for each driver and tier: here, or why not."""
+    root = Presence("root", None if os.geteuid() == 0 else "not run by root")
+    lines = (*found, root, Presence("rootless", rootless.missing()))
+    return [f"{line.name:10} {'here' if line.reason is None else 'NOT HERE: ' + line.reason}" for line in lines]
+
+
 def _reason(name: str, path: Path) -> str | None:
     try:
         with contextlib.ExitStack() as stack:
@@ -103,3 +110,7 @@ def _reason(name: str, path: Path) -> str | None:
 def _run(*arguments: str | Path) -> None:
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     subprocess.run(arguments, check=True, capture_output=True, env=environment)
+
+
+if __name__ == "__main__":
+    print("\n".join(table(presence())))  # noqa: T201  scripts/test runs it
