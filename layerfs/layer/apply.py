@@ -440,9 +440,11 @@ class _Applier:
         if parent.opaque:
             return
         child = self._directories.child(parent, name)
-        if child is not None:
+        if child is not None and not self._directories.is_hollow(child):
             self._make_opaque(child)
             return
+        if child is not None:
+            self._remove(parent, name)
         if self._directories.knows_lower:
             below = self._directories.open_lower(parent, name)
             if below < 0:

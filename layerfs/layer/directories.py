@@ -87,6 +87,7 @@ class Directories:
         self._opaque_name = attributes.opaque_name(root.whiteouts) if self.overlay else b""
         self._open: dict[bytes, Directory] = {}
         self._lower = -1
+        self._hollow: set[bytes] = set()
         self.pinned: Directory | None = None
         """A directory that stays open whatever else is opened."""
         fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -146,6 +147,8 @@ class Directories:
             return None
         for name in names:
             here = self.make(here, name, 0o755)
+            if purpose is Purpose.WHITEOUT:
+                self._hollow.add(here.path)
         return here
 
     def child(self, here: Directory, name: bytes) -> Directory | None:
@@ -189,7 +192,7 @@ class Directories:
         try:
             status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
         except FileNotFoundError:
-            return self._enter_lower(here, name)
+            return self._enter_lower(here, name, purpose)
         if stat.S_ISLNK(status.st_mode):
             return os.readlink(name, dir_fd=here.fd)
         hidden = self.overlay and is_whiteout(status)
@@ -200,7 +203,7 @@ class Directories:
         os.unlink(name, dir_fd=here.fd)
         return self.make(here, name, 0o755, opaque=hidden)
 
-    def _enter_lower(self, here: Directory, name: bytes) -> Directory | bytes | _Step:
+    def _enter_lower(self, here: Directory, name: bytes, purpose: Purpose) -> Directory | bytes | _Step:
         """Take a step that the root does not have: a lower directory is made here too, a lower link is followed."""
         below = self.open_lower(here, name)
         if below < 0:
@@ -210,7 +213,10 @@ class Directories:
             if stat.S_ISLNK(status.st_mode):
                 return os.readlink(b"", dir_fd=below)
             if stat.S_ISDIR(status.st_mode):
-                return self._make_like(here, name, status, below)
+                made = self._make_like(here, name, status, below)
+                if purpose is not Purpose.CONTENT:
+                    self._hollow.add(made.path)
+                return made
             return _Step.MISSING
         finally:
             os.close(below)
@@ -245,6 +251,7 @@ class Directories:
             if stat.S_ISDIR(os.fstat(below).st_mode):
                 return False
             copy_up(below, here.fd, name, self.whiteouts, lenient=self.lenient)
+            self.mark(here)
             here.touched = True
         finally:
             os.close(below)
@@ -318,6 +325,7 @@ class Directories:
         while not here.marked and here.parent is not None:
             if here.parent.names is not None:
                 here.parent.names[here.name] = here.names
+            self._hollow.discard(here.path)
             here.marked = True
             here = here.parent
 
@@ -343,10 +351,15 @@ class Directories:
                 self._close_oldest(directory, parent)
         return directory
 
+    def is_hollow(self, directory: Directory) -> bool:
+        """Tell whether an overlay's directory was made for whiteouts only, so that hiding it hides all of them."""
+        return directory.path in self._hollow
+
     # -- closing -------------------------------------------------------------------------------------------------------
 
     def forget(self, path: bytes) -> None:
         """Close a directory that is about to be removed, and all below it."""
+        self._hollow = {key for key in self._hollow if key != path and not key.startswith(path + b"/")}
         gone = [key for key in self._open if key == path or key.startswith(path + b"/")]
         for key in gone:
             directory = self._open.pop(key)

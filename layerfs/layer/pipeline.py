@@ -13,6 +13,7 @@ from queue import Queue
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
+from layerfs.errors import os_error
 from layerfs.layer import compression
 from layerfs.layer.compression import CHUNK, Compression
 from layerfs.layer.digest import Digest
@@ -169,15 +170,22 @@ class LayerStream:
         """Read until there are ``least`` bytes; fewer are the end."""
         parts: list[bytes] = []
         length = 0
-        while length < least and (part := self._stream.read(CHUNK)):
+        while length < least and (part := self._read()):
             parts.append(part)
             length += len(part)
         return b"".join(parts)
 
     def _chunks(self, first: bytes) -> Iterator[bytes]:
         yield first
-        while chunk := self._stream.read(CHUNK):
+        while chunk := self._read():
             yield chunk
+
+    def _read(self) -> bytes:
+        """Read a piece; an error of the stream is none of the files being made."""
+        try:
+            return self._stream.read(CHUNK)
+        except OSError as error:
+            raise os_error("read the layer", error) from error
 
     def _count(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
