@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs.errors import os_error
+from layerfs.kernel import syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs.kernel.options import split_lowerdirs, unescape_path
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+_PLAIN = re.compile(rb"[A-Za-z0-9_./-]+")
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _SELF = Path("/proc/self/mountinfo")
 
 
@@ -45,9 +50,17 @@ class MountPoint:
     @property
     def lowers(self) -> tuple[str, ...]:
         """Return the lower directories of an overlay, the uppermost first, as the kernel tells them."""
-        single = tuple(option[10:] for option in self.super_options if option.startswith("lowerdir+="))
-        joined = next((option for option in self.super_options if option.startswith("lowerdir=")), "")
-        return single or (_split(joined) if joined else ())
+        return overlay_lowers(self.super_options)
+
+
+def overlay_lowers(options: tuple[str, ...]) -> tuple[str, ...]:
+    r"""Return the lowers that an overlay's options tell: one by one, or joined with escapes as mount(2) got them.
+
+    There commas were escaped as well, which reading ``\x`` as x for any x covers.
+    """
+    single = tuple(option[10:] for option in options if option.startswith("lowerdir+="))
+    joined = next((option for option in options if option.startswith("lowerdir=")), "")
+    return single or (split_lowerdirs(joined) if joined else ())
 
 
 def _decoded(value: str) -> str:
@@ -58,12 +71,9 @@ def _decoded(value: str) -> str:
     return value if "\\" not in value or os.path.lexists(value) else unescape_path(value)
 
 
-def _split(option: str) -> tuple[str, ...]:
-    r"""Split ``lowerdir=``; through mount(2) its commas were escaped as well, which ``\x`` for any x covers."""
-    return split_lowerdirs(option)
-
-
 def _text(field: bytes) -> str:
+    if b"\\" not in field:
+        return os.fsdecode(field)
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field))
 
 
@@ -126,11 +136,45 @@ def at(path: Path) -> tuple[MountPoint, ...]:
     return tuple(parse_line(line) for line in lines() if line.split(b" ", 5)[4] == wanted)
 
 
+def lowers_at(path: Path) -> tuple[str, ...]:
+    """Return the lowers of a read-only overlay mounted exactly at ``path``, looking at nothing but that mount.
+
+    It is empty where there is none, and where this kernel cannot tell (before Linux 6.11); then read `at`.
+    """
+    try:
+        with opened(os.open(path, _PLACE)) as here, opened(os.open("..", _PLACE, dir_fd=here)) as above:
+            identity = syscalls.mount_id(here)
+            if identity is None or identity == syscalls.mount_id(above):
+                return ()
+            options = _options(syscalls.mount_options(identity))
+    except OSError:
+        return ()
+    return () if any(option.startswith("upperdir=") for option in options) else overlay_lowers(options)
+
+
 def below(path: Path) -> tuple[MountPoint, ...]:
     """Return the mounts at places inside ``path``, itself not among them, in the order of mounting."""
     start = escaped(os.path.realpath(path)).rstrip(b"/") + b"/"
     found = (line for line in lines() if line.split(b" ", 5)[4].startswith(start))
     return tuple(point for point in map(parse_line, found) if os.fspath(point.path) != "/")
+
+
+def mentioning(*texts: str | Path) -> Iterator[MountPoint]:
+    """Yield the mounts whose line may speak of one of ``texts``, in the order of mounting.
+
+    Reading a line in full takes some 70 µs, so with a thousand clones only those are read that hold the longest run of
+    characters of a text which no kernel escapes.
+    """
+    needles = [max(_PLAIN.findall(os.fsencode(text)), key=len, default=b"") for text in texts]
+    for line in lines():
+        if any(needle in line for needle in needles):
+            yield parse_line(line)
+
+
+def showing(device: tuple[int, int], root: str) -> tuple[MountPoint, ...]:
+    """Return the mounts that show the directory ``root`` of the file system on ``device``."""
+    wanted = [b"%d:%d" % device, escaped(root)]
+    return tuple(parse_line(line) for line in lines() if line.split(b" ", 4)[2:4] == wanted)
 
 
 def holding(path: Path) -> MountPoint | None:

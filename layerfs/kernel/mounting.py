@@ -16,11 +16,12 @@ from pathlib import Path
 from layerfs.contract import Mount
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
 from layerfs.kernel import overlay, shared, syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs.kernel.holders import busy_hint
 from layerfs.kernel.interrupts import uninterrupted
 from layerfs.kernel.mountinfo import at, below
 from layerfs.kernel.options import Parsed, escape_path, overlay_options, parse, split_lowerdirs
-from layerfs.kernel.overlay import Way, opened
+from layerfs.kernel.overlay import Way
 from layerfs.kernel.shared import release_shared, users
 
 __all__ = [

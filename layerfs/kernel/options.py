@@ -29,7 +29,7 @@ def escape_path(path: str | Path) -> str:
 
 def unescape_path(text: str) -> str:
     r"""Undo `escape_path`: a ``\`` stands for the character after it."""
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) if "\\" in text else text
 
 
 def split_lowerdirs(option: str) -> tuple[str, ...]:
@@ -38,8 +38,8 @@ def split_lowerdirs(option: str) -> tuple[str, ...]:
     Raise `InvalidArgument` for an empty path, which is how data-only lowers (``::``) show.
     """
     value = option.removeprefix(_LOWERDIR)
-    lowers: list[str] = []
-    for part in _PART.finditer(value):
+    lowers = value.split(":") if "\\" not in value else []
+    for part in () if lowers else _PART.finditer(value):
         lowers.append(unescape_path(part["path"]))
         if not part["end"]:
             break

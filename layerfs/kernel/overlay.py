@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 
 from layerfs.errors import FailedPrecondition, LayerfsError, OperationFailed, Unsupported, os_error
 from layerfs.kernel import mountinfo, syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs.kernel.kmsg import kernel_log
 from layerfs.kernel.options import MAX_LOWERS, Overlay, Parsed, escape_path, legacy_data, parse_overlay
 
@@ -36,15 +36,6 @@ class Way(StrEnum):
     DESCRIPTORS = "descriptors"
     STRINGS = "strings"
     LEGACY = "legacy"
-
-
-@contextmanager
-def opened(fd: int) -> Iterator[int]:
-    """Close a descriptor at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @cache

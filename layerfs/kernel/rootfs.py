@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from layerfs.kernel import syscalls
-from layerfs.kernel.overlay import opened
+from layerfs.kernel.descriptors import opened
 
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = (

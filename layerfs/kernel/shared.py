@@ -17,9 +17,9 @@ from pathlib import Path
 from layerfs.contract import Mount
 from layerfs.errors import FailedPrecondition, os_error
 from layerfs.kernel import mountinfo, syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs.kernel.mountinfo import MountPoint
 from layerfs.kernel.options import parse, parse_overlay
-from layerfs.kernel.overlay import opened
 
 
 @contextmanager
@@ -39,7 +39,10 @@ def locked(mounts: Sequence[Mount]) -> Iterator[None]:
 
 def is_there(mount: Mount) -> bool:
     """Tell whether a shared mount stands at its place; raise `FailedPrecondition` where another one does."""
-    points = mountinfo.at(Path(mount.target))
+    place = Path(mount.target)
+    if _same_lowers(mountinfo.lowers_at(place), parse_overlay(parse(mount.options).data).lowers):
+        return True
+    points = mountinfo.at(place)
     if not points:
         return False
     if not _shows(points[-1], mount):
@@ -55,11 +58,15 @@ def release_shared(mounts: Sequence[Mount]) -> None:
     if not any(mount.target for mount in mounts):
         return
     with locked(mounts):
-        used = {lower for point in mountinfo.mount_points() if point.type == "overlay" for lower in point.lowers}
         for mount in reversed(mounts):
-            place = os.path.realpath(mount.target) if mount.target else ""
-            if place and place not in used and mount.target not in used and is_there(mount):
-                _unmount(place)
+            if mount.target and not _is_lower(mount.target) and is_there(mount):
+                _unmount(os.path.realpath(mount.target))
+
+
+def _is_lower(place: str) -> bool:
+    """Tell whether an overlay has ``place`` as a lower directory."""
+    names = {place, os.path.realpath(place)}
+    return any(not names.isdisjoint(point.lowers) for point in mountinfo.mentioning(*names))
 
 
 def _unmount(place: str) -> None:
@@ -78,7 +85,10 @@ def users(mounts: Sequence[Mount]) -> list[MountPoint]:
     last = mounts[-1]
     if parse(last.options).bind or last.type in {"bind", "rbind"}:
         return _bind_users(last)
-    return [point for point in mountinfo.mount_points() if _shows(point, last)]
+    overlay = parse_overlay(parse(last.options).data) if last.type == "overlay" else None
+    text = (overlay.upper or overlay.lowers[0]) if overlay else last.source
+    names = {text, os.path.realpath(text)} if text.startswith("/") else {text}
+    return [point for point in mountinfo.mentioning(*names) if _shows(point, last)]
 
 
 def _shows(point: MountPoint, mount: Mount) -> bool:
@@ -89,12 +99,17 @@ def _shows(point: MountPoint, mount: Mount) -> bool:
         return point.source == mount.source
     overlay = parse_overlay(parse(mount.options).data)
     if overlay.upper or point.upper:
-        return point.upper in {overlay.upper, os.path.realpath(overlay.upper)} if overlay.upper else False
-    if len(point.lowers) != len(overlay.lowers):
-        return False
-    return all(
-        seen in {given, os.path.realpath(given)} for seen, given in zip(point.lowers, overlay.lowers, strict=True)
-    )
+        return bool(overlay.upper) and _same(point.upper, overlay.upper)
+    return _same_lowers(point.lowers, overlay.lowers)
+
+
+def _same_lowers(seen: Sequence[str], given: Sequence[str]) -> bool:
+    return len(seen) == len(given) and all(map(_same, seen, given))
+
+
+def _same(seen: str, given: str) -> bool:
+    """Compare paths; the kernel tells one that it got by descriptor without symbolic links."""
+    return seen == given or seen == os.path.realpath(given)
 
 
 def _bind_users(mount: Mount) -> list[MountPoint]:
@@ -111,5 +126,4 @@ def _bind_users(mount: Mount) -> list[MountPoint]:
     source = os.path.realpath(mount.source)
     inside = os.path.relpath(source, home.path)
     root = os.path.normpath(os.path.join(home.root, inside))
-    found = (point for point in mountinfo.mount_points() if (point.device, point.root) == (home.device, root))
-    return [point for point in found if os.fspath(point.path) != source]
+    return [point for point in mountinfo.showing(home.device, root) if os.fspath(point.path) != source]

@@ -9,7 +9,8 @@ import pytest
 
 from layerfs.contract import Mount
 from layerfs.kernel import mountinfo
-from layerfs.kernel.mounting import mounted, users
+from layerfs.kernel.mounting import Way, mounted, users
+from tests.kernel.stacks import make_stack
 
 PLAIN = rb"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue"
 
@@ -77,6 +78,29 @@ def test_real_places(fresh_dir: Path, name: str) -> None:
             holding = mountinfo.holding(inner / ".")
             assert holding
             assert holding.path == inner
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", list(Way))
+def test_the_lowers_of_one_place(fresh_dir: Path, way: Way) -> None:
+    stack = make_stack(fresh_dir / "o,d:d \\", 3)
+    assert mountinfo.lowers_at(stack.target) == ()
+    with mounted(stack.read_only(), stack.target, way=way) as root:
+        if mountinfo.lowers_at(root):  # Linux 6.11
+            assert mountinfo.lowers_at(root) == tuple(map(str, stack.lowers))
+        assert mountinfo.lowers_at(root.parent) == ()
+    with mounted(stack.writable(), stack.target, way=way) as root:
+        assert mountinfo.lowers_at(root) == ()
+    assert mountinfo.lowers_at(fresh_dir / "nowhere") == ()
+
+
+@pytest.mark.root
+def test_only_lines_that_may_matter_are_read(fresh_dir: Path) -> None:
+    stack = make_stack(fresh_dir / "a b", 2)
+    with mounted(stack.writable(), stack.target):
+        assert [point.path for point in mountinfo.mentioning(stack.upper)] == [stack.target]
+        assert list(mountinfo.mentioning(fresh_dir / "nowhere")) == []
+    assert len(list(mountinfo.mentioning(os.fsdecode(b"\xff")))) == len(mountinfo.lines())
 
 
 @pytest.mark.root
