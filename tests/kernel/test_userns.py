@@ -170,7 +170,9 @@ def test_a_childs_system_error_is_translated() -> None:
         attempt(lambda: os.close(os.open("/nowhere", os.O_RDONLY)), "look")
 
 
-@pytest.mark.parametrize(("body", "words"), [(lambda: os.kill(os.getpid(), 9), "SIGKILL"), (lambda: os._exit(3), "status 3")])
+@pytest.mark.parametrize(
+    ("body", "words"), [(lambda: os.kill(os.getpid(), 9), "SIGKILL"), (lambda: os._exit(3), "status 3")]
+)
 def test_a_child_that_dies_is_told(body: Callable[[], None], words: str) -> None:
     with pytest.raises(OperationFailed, match=words):
         attempt(body, "try")
