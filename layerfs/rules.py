@@ -63,8 +63,6 @@ def rebase(connection: sqlite3.Connection, row: Row, name: str, driver: Driver) 
         if snapshots.get(connection, row.parent).name != name:
             raise InvalidArgument(f"{row.name!r} has a parent already; only one without can be given one at commit")
         return
-    if not name:
-        return
     base = present(connection, name)
     if base.kind is not Kind.COMMITTED:
         raise FailedPrecondition(f"{name!r} is {base.kind}; commit it before its children")

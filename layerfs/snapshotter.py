@@ -22,8 +22,9 @@ from typing import TypeVar
 
 from layerfs import locks, rules
 from layerfs.contract import Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
-from layerfs.errors import FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
+from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
 from layerfs.filters import compile_filters
+from layerfs.kernel import mounting
 from layerfs.metadata import settings, snapshots
 from layerfs.metadata.database import Database
 from layerfs.metadata.snapshots import Row, State
@@ -54,6 +55,7 @@ class Snapshotter:
         self._lock_file = lock_file
         self._clock = clock
         self._owner = locks.Owner(lock_file)
+        self._given_up: set[SnapshotId] = set()
         self.recover()
 
     @property
@@ -106,17 +108,19 @@ class Snapshotter:
             snapshot = self._intend_commit(connection, row, name, labels)
         try:
             usage = self._freeze(snapshot)
-            with self._database.write() as connection:
-                snapshots.set_committed(connection, row.id, usage, self._clock())
         except BaseException:
             self._undo(self._withdraw, row)
             raise
+        with self._finishing(row) as connection:
+            snapshots.set_committed(connection, row.id, usage, self._clock())
 
     def checkpoint(self, name: str, key: str) -> None:
         """Commit the active snapshot ``key`` as ``name`` and leave a fresh active one on top of it at ``key``.
 
-        The key is never without a snapshot: both take place, or neither. Errors as for `commit`.
+        The key is never without a snapshot: both take place, or neither. Errors as for `commit`, and `Busy` while it
+        is mounted: the mount would go on writing to what is committed.
         """
+        self._check_unmounted(key)
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             snapshot = self._intend_commit(connection, row, name, {})
@@ -125,15 +129,19 @@ class Snapshotter:
             with self._driving(f"create {key!r}"):
                 self.driver.create(following)
             usage = self._freeze(snapshot)
-            with self._database.write() as connection:
-                self._succeed(connection, row, usage, following.id)
         except BaseException:
             self._undo(self._discard, following.id)
             self._undo(self._withdraw, row)
             raise
+        with self._finishing(row) as connection:
+            self._succeed(connection, row, usage, following.id)
 
     def reset(self, key: str, parent: str) -> None:
-        """Throw away what the active snapshot ``key`` holds and start it anew on ``parent``, or leave it as it was."""
+        """Throw away what the active snapshot ``key`` holds and start it anew on ``parent``, or leave it as it was.
+
+        Raise `Busy` while it is mounted, else as `prepare`.
+        """
+        self._check_unmounted(key)
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             base = rules.parent(connection, parent)
@@ -247,9 +255,8 @@ class Snapshotter:
         if same_boot and not abandoned:
             return
         with locks.locked(self._lock_file, locks.named("recovery"), exclusive=True, what="the recovery of the store"):
-            with self._database.read() as connection:
-                abandoned = self._abandoned(snapshots.unfinished(connection))
-            for row in abandoned:
+            # One by one: finishing the commit of one finishes the creation of the one that follows it.
+            while row := self._next_abandoned():
                 self._recover_row(row)
             if not same_boot:
                 self._recover_boot()
@@ -310,6 +317,21 @@ class Snapshotter:
             self.driver.commit(snapshot)
             return usage
 
+    @contextmanager
+    def _finishing(self, row: Row) -> Iterator[sqlite3.Connection]:
+        """Write that a commit took place. Its bytes are frozen: if this fails, recovery has to do it, not undo it."""
+        try:
+            with self._database.write() as connection:
+                yield connection
+        except BaseException:
+            self._given_up.add(row.id)
+            raise
+
+    def _check_unmounted(self, key: str) -> None:
+        used = mounting.users(self.mounts(key))
+        if used:
+            raise Busy(f"{key!r} is mounted at {used[0].path}", hint="unmount it first")
+
     def _succeed(self, connection: sqlite3.Connection, row: Row, usage: Usage, following: SnapshotId) -> None:
         """Finish a commit and let the following snapshot take over key and labels."""
         labels = snapshots.labels(connection, row.id)
@@ -356,7 +378,12 @@ class Snapshotter:
     # Recovery
 
     def _abandoned(self, rows: list[Row]) -> list[Row]:
-        return [row for row in rows if not self._owner.is_alive(row.owner)]
+        return [row for row in rows if row.id in self._given_up or not self._owner.is_alive(row.owner)]
+
+    def _next_abandoned(self) -> Row | None:
+        with self._database.read() as connection:
+            abandoned = self._abandoned(snapshots.unfinished(connection))
+        return next(iter(abandoned), None)
 
     def _recover_row(self, row: Row) -> None:
         _log.warning("recovering snapshot %d (%r), left %s by a process that died", row.id, row.name, row.state)
@@ -375,11 +402,12 @@ class Snapshotter:
             with self._driving(f"create {row.name!r}"):
                 self.driver.remove(successor.id)
                 self.driver.create(successor)
-        with self._database.write() as connection:
+        with self._finishing(row) as connection:
             if successor:
                 self._succeed(connection, row, usage, successor.id)
             else:
                 snapshots.set_committed(connection, row.id, usage, self._clock())
+        self._given_up.discard(row.id)
 
     def _recover_boot(self) -> None:
         """Give active snapshots that lost their bytes in a power cut new ones, and delete bytes that lost their row.

@@ -31,6 +31,7 @@ class Acknowledged:
 
     images: dict[str, str] = field(default_factory=dict[str, str])
     doubtful: set[str] = field(default_factory=set[str])
+    snapshots: dict[str, str] = field(default_factory=dict[str, str])
 
     def read(self, text: str) -> None:
         for line in text.splitlines():
@@ -40,6 +41,8 @@ class Acknowledged:
                     self.doubtful.discard(name)
                 case ["beginning", name]:
                     self.doubtful.add(name)
+                case ["snapshot", label, state]:
+                    self.snapshots[label] = state
                 case ["removed", name]:
                     self.images.pop(name, None)
                     self.doubtful.discard(name)
@@ -59,7 +62,7 @@ def work(path: Path, layouts: list[Path], seed: int, told: int) -> NoReturn:
         while True:
             name = f"test:{chance.randrange(12)}"
             images = [image for image in store.images() if image.names]
-            match chance.randrange(3):
+            match chance.randrange(5):
                 case 0:
                     tell("beginning", name)
                     (image,) = store.import_image(chance.choice(layouts), names=[name])
@@ -72,6 +75,16 @@ def work(path: Path, layouts: list[Path], seed: int, told: int) -> NoReturn:
                         tell("beginning", name)
                         committed = clone.commit(name)
                     tell("image", name, committed.digest)
+                case 2 if images:
+                    clone = find_or_make(store, chance.choice(images).digest)
+                    with clone.mounted() as root:
+                        (root / "state").write_text(str(chance.random()))
+                        state = (root / "state").read_text()
+                    label = clone.snapshot()
+                    tell("snapshot", label, state)
+                case 3 if store.clones():
+                    clone = store.get_clone("lasting")
+                    clone.rollback(chance.choice([None, *clone.snapshots()]))
                 case _ if images:
                     gone = chance.choice(images)
                     for name in gone.names:
@@ -83,6 +96,13 @@ def work(path: Path, layouts: list[Path], seed: int, told: int) -> NoReturn:
                         tell("removed", name)
                 case _:
                     continue
+
+
+def find_or_make(store: layerfs.Store, image: str) -> layerfs.Clone:
+    try:
+        return store.get_clone("lasting")
+    except layerfs.NotFound:
+        return store.clone(image, "lasting")
 
 
 def run_and_kill(path: Path, layouts: list[Path], seed: int) -> str:
@@ -111,6 +131,24 @@ def stacks() -> Iterator[list[Layer]]:
     yield [BASE, EDIT, SHRINK]
 
 
+def check_lasting(store: layerfs.Store, known: Acknowledged) -> None:
+    """Check that the clone still has every snapshot, and that each holds what it held; sometimes start it anew."""
+    if not store.clones():
+        assert not known.snapshots
+        return
+    clone = store.get_clone("lasting")
+    assert set(known.snapshots) <= set(clone.snapshots())
+    for label, state in list(known.snapshots.items())[-3:]:
+        clone.rollback(label)
+        with clone.mounted() as root:
+            assert (root / "state").read_text() == state
+    if len(known.snapshots) > 20:
+        clone.remove()
+        known.snapshots.clear()
+        invariants.check_store(store)
+        assert store.snapshotter.infos(prefix="clone/") == []
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("share", [KILLS // 3 + 1])
 def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
@@ -126,8 +164,10 @@ def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
         with layerfs.open(path) as store:
             invariants.unmount_all(store)
             for clone in store.clones():
-                clone.remove()
+                if clone.name != "lasting":
+                    clone.remove()
             invariants.check_store(store)
+            check_lasting(store, known)
             for name, digest in known.images.items():
                 if name not in known.doubtful:
                     assert store.image(name).digest == digest
