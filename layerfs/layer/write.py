@@ -76,13 +76,15 @@ def write_layer(
         root = LayerRoot(root, Whiteouts.REMOVE)
     listed = {change.path: change for change in changes}
     total = sum(change.size for change in listed.values() if change.kind is not ChangeKind.DELETED)
+    report = _Report(listener, item, total)
     with LayerOutput(out, compression, level) as output:
         try:
-            with _Writer(root, output, _Report(listener, item, total)) as writer:
+            with _Writer(root, output, report) as writer:
                 writer.run(listed)
         except OSError as error:
             raise _explained(root, error) from error
         output.finish()
+    report.finish()
     return Written(output.diff_id, output.digest, output.size, output.diff_size, writer.entries)
 
 
@@ -107,7 +109,11 @@ class _Report:
 
     def add(self, length: int) -> None:
         self._done += length
-        self._listener(Progress("diff", self._item, self._done, self._total))
+        self._listener(Progress("diff", self._item, min(self._done, self._total), self._total))
+
+    def finish(self) -> None:
+        """Say that everything is done: names of a file that is there already have no contents of their own."""
+        self._listener(Progress("diff", self._item, self._total, self._total))
 
 
 def _order(path: bytes, *, deleted: bool) -> bytes:
