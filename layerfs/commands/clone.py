@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import click
-
 from layerfs.commands.frame.describe import clone_document
-from layerfs.commands.frame.names import image_argument
+from layerfs.commands.frame.names import image_argument, new_name_argument
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
 
 
 @verb("clone", examples=["layerfs clone debian:12 web", "name=$(layerfs clone debian:12)"])
 @image_argument()
-@click.argument("name", required=False)
+@new_name_argument("name")
 def command(session: Session, image: str, name: str | None) -> None:
     """Make a writable clone of an image.
 

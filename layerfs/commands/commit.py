@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from layerfs.commands.frame.describe import image_document
-from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.names import clone_argument, new_name_argument
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
@@ -14,7 +14,7 @@ from layerfs.layer.compression import Compression
 
 @verb("commit", examples=["layerfs commit web debian:nginx -m 'install nginx'"])
 @clone_argument()
-@click.argument("image", required=False)
+@new_name_argument("image")
 @click.option("-m", "--message", default="", metavar="TEXT", help="A comment for the image's history.")
 @click.option("-a", "--author", default="", metavar="TEXT", help="Who made it.")
 @click.option(

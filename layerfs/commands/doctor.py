@@ -32,14 +32,15 @@ def command(session: Session) -> int:
     kernel = facts()
     become_root()
     probes = drivers.probe(place)
-    store = _store_facts(location, place)
-    document: dict[str, Json] = {
-        "store": {fact.name: fact.detail for fact in store},
-        "drivers": [_probe_document(probe) for probe in probes],
-        "kernel": [{"name": one.name, "works": one.works, "detail": one.detail, "hint": one.hint} for one in kernel],
-    }
+    here = _here(location, place)
     checks = [_probe_fact(probe) for probe in probes]
-    session.show(document, lambda: "\n".join(_sections(store, checks, kernel)))
+    document: dict[str, Json] = {
+        **{fact.name.replace(" ", "_"): fact.detail for fact in here},
+        "exists": location == place,
+        "drivers": [_probe_document(probe) for probe in probes],
+        "features": [{"name": one.name, "works": one.works, "detail": one.detail, "hint": one.hint} for one in kernel],
+    }
+    session.show(document, lambda: "\n".join(_sections(here, checks, kernel)))
     return 0 if any(check.works for check in checks) else Unsupported.exit_status
 
 
@@ -48,17 +49,17 @@ def _nearest(location: Path) -> Path:
     return next(path for path in (location, *location.parents) if path.is_dir())
 
 
-def _store_facts(location: Path, place: Path) -> tuple[Fact, ...]:
-    space, mount = os.statvfs(place), mountinfo.holding(place)
+def _here(location: Path, place: Path) -> tuple[Fact, ...]:
+    space, mount, system = os.statvfs(place), mountinfo.holding(place), os.uname()
     free = (
         f"{size(space.f_bavail * space.f_frsize)} of {size(space.f_blocks * space.f_frsize)}, {space.f_favail} inodes"
     )
-    there = "" if location == place else f" (not there yet; tried in {place})"
     return (
-        Fact("path", True, f"{location}{there}"),
+        Fact("store", True, str(location)),
+        Fact("tried in", True, str(place)),
         Fact("file system", True, f"{mount.type} on {mount.source}" if mount else "unknown"),
         Fact("free", True, free),
-        Fact("user", True, "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"),
+        Fact("kernel", True, f"{system.sysname} {system.release} {system.machine}"),
     )
 
 
@@ -85,13 +86,13 @@ def _probe_document(probe: drivers.Probe) -> dict[str, Json]:
     return document
 
 
-def _sections(store: tuple[Fact, ...], checks: list[Fact], kernel: tuple[Fact, ...]) -> list[str]:
+def _sections(here: tuple[Fact, ...], checks: list[Fact], kernel: tuple[Fact, ...]) -> list[str]:
     lines: list[str] = []
-    for title, rows in (("Store", store), ("Drivers", checks), ("Kernel", kernel)):
+    for title, rows in (("Here", here), ("Drivers", checks), ("Kernel", kernel)):
         width = max(len(row.name) for row in rows)
         lines += ["", click.style(title, bold=True)] if lines else [click.style(title, bold=True)]
         for row in rows:
-            lines += _lines(row, width, mark=title != "Store")
+            lines += _lines(row, width, mark=title != "Here")
     return lines
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import click
-
 from layerfs.commands.frame.describe import clone_document
-from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.names import clone_argument, new_name_argument
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
 
 
 @verb("fork", examples=["layerfs fork web web-experiment"])
 @clone_argument()
-@click.argument("new", required=False)
+@new_name_argument("new")
 def command(session: Session, name: str, new: str | None) -> None:
     """Make a second clone that starts from the present state of a clone.
 

@@ -11,7 +11,7 @@ from layerfs.commands.frame.units import moment, short
 from layerfs.commands.frame.verb import verb
 
 if TYPE_CHECKING:
-    from layerfs.store import Clone
+    from layerfs.clones import Clone
 
 
 @verb("ls", examples=["layerfs ls", "layerfs --json ls | jq -r '.clones[].name'"])
@@ -22,7 +22,7 @@ def command(session: Session) -> None:
     """
     with session.opened() as store:
         clones = store.clones()
-        names = {image.digest: image.names[0] for image in store.images() if image.names}
+        names = {str(image.digest): image.names[0] for image in store.images() if image.names}
         document = {"clones": [clone_document(clone) for clone in clones]}
         rows = [_row(clone, names) for clone in clones]
     session.show_table(document, ("NAME", "IMAGE", "CREATED", "SNAPSHOTS", "MOUNTED ON"), rows)

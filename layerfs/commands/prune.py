@@ -23,7 +23,7 @@ def command(session: Session, *, force: bool) -> None:
             plan = store.prune(plan)
     items: list[Json] = [{"kind": item.kind, "name": item.name, "size": item.size} for item in plan.items]
     rows = [(short(item.name) if ":" in item.name else item.name, item.kind, size(item.size)) for item in plan.items]
-    document = {"done": force, "size": plan.size, "items": items}
+    document: dict[str, Json] = {"done": force, "size": plan.size, "items": items}
     if rows or session.json:
         session.show_table(document, ("NAME", "KIND", "SIZE"), rows, right=("SIZE",))
     session.say(_summary(len(rows), plan.size, done=force))

@@ -34,6 +34,8 @@ def command(session: Session, name: str, words: tuple[str, ...], env: tuple[str,
     """
     if session.json:
         raise click.UsageError("a shell has the terminal to itself: it has no document for --json.")
+    if words[:1] == ("--",):  # click leaves it, because options of CMD are not to be read
+        words = words[1:]
     if os.geteuid() != 0:
         userns.can_enter()
     with session.opened() as store:

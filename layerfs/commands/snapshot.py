@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import click
-
-from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.names import clone_argument, new_name_argument
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
 
 
 @verb("snapshot", examples=["layerfs snapshot web before-upgrade", "layerfs rollback web before-upgrade"])
 @clone_argument()
-@click.argument("label", required=False)
+@new_name_argument("label")
 def command(session: Session, name: str, label: str | None) -> None:
     """Remember the present state of a clone.
 

@@ -7,7 +7,7 @@ from layerfs.commands.frame.verb import group
 
 @group("store", examples=["layerfs --store /srv/images store create --loop 10G --fs btrfs"])
 def command() -> None:
-    """Make and close stores that live in a file of their own.
+    """Make stores, and close those that live in a file of their own.
 
-    A store in a directory needs none of this: the first import makes it.
+    A store in a directory needs neither: the first import makes it.
     """

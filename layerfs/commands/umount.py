@@ -12,7 +12,8 @@ from layerfs.commands.frame.verb import verb
 from layerfs.errors import NotFound
 
 if TYPE_CHECKING:
-    from layerfs.store import Clone, Store
+    from layerfs.clones import Clone
+    from layerfs.store import Store
 
 
 @verb("umount", examples=["layerfs umount web", "layerfs umount /mnt"])

@@ -212,7 +212,7 @@ def _on_a_terminal(command: Command, words: list[str]) -> str:
 
 @pytest.mark.parametrize("verb", ["inspect", "history", "rm", "tag", "export"])
 def test_an_image_that_is_not_there(stocked: Command, tmp_path: Path, verb: str) -> None:
-    more = {"tag": ["x:1"], "export": ["-o", tmp_path / "x"]}.get(verb, [])
+    more = {"tag": ["x:1"], "export": ["-o", f"{tmp_path}/x"]}.get(verb, [])
     error = stocked.fails(3, "image", verb, "missing:1", *more)
     assert "missing:1" in error
     assert "hint: " in error

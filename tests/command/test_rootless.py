@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -79,4 +80,12 @@ def test_doctor_tells_what_works(run_rootless: Rootless, user: Command, rootless
     assert works["copy"]
     assert works["overlay2"]
     assert all(one["hint"] for one in document["drivers"] if not one["works"])
-    assert document["store"]["path"].startswith(str(rootless_dir))
+    assert document["store"].startswith(str(rootless_dir))
+
+
+def test_no_driver_at_all_is_status_five(run_rootless: Rootless, rootless_dir: Path) -> None:
+    closed = rootless_dir / "closed"
+    closed.mkdir(mode=0o555)  # it belongs to root, and the user may not write there
+    document = run_rootless(lambda: json.loads(Command(closed / "store", "auto").run("--json", "doctor").stdout))
+    assert not any(one["works"] for one in document["drivers"])
+    assert run_rootless(lambda: Command(closed / "store", "auto").run("doctor").returncode) == 5

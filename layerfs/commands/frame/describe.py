@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from layerfs.commands.frame.session import Json
 
 if TYPE_CHECKING:
+    from layerfs.clones import Clone
     from layerfs.images import Image
     from layerfs.layer.changes import Change
-    from layerfs.store import Clone
 
 UNTAGGED = "-"
 """What a list shows for an image without a name."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, Unsupported
 from layerfs.kernel import syscalls, userns
+from layerfs.kernel.children import attempt
 
 _NOBODY = 65534
 """An ordinary user to try as, when root asks."""
@@ -27,9 +28,7 @@ class Fact(NamedTuple):
 
 def facts() -> tuple[Fact, ...]:
     """Try everything and tell."""
-    kernel = os.uname()
     return (
-        Fact("kernel", True, f"{kernel.sysname} {kernel.release} {kernel.machine}"),
         _user_namespaces(),
         _fact("new mount API", _new_mount_api, "mounts appear whole and with their attributes", "Linux 5.2 or later"),
         _fact(
@@ -45,9 +44,12 @@ def facts() -> tuple[Fact, ...]:
     )
 
 
-def _fact(name: str, attempt: Callable[[], None], detail: str, hint: str) -> Fact:
-    reason = in_child(attempt)
-    return Fact(name, True, detail) if reason is None else Fact(name, False, reason, hint)
+def _fact(name: str, body: Callable[[], None], detail: str, hint: str) -> Fact:
+    try:
+        attempt(body, "use it")
+    except LayerfsError as error:
+        return Fact(name, False, error.message, hint)
+    return Fact(name, True, detail)
 
 
 def _user_namespaces() -> Fact:
@@ -56,10 +58,10 @@ def _user_namespaces() -> Fact:
         userns.can_enter()
     except LayerfsError as error:
         return Fact(name, False, error.message, error.hint or "")
-    reason = in_child(_enter_as_nobody) if os.geteuid() == 0 else None
-    if reason is None:
-        return Fact(name, True, "ordinary users can work without root")
-    return Fact(name, False, reason, "sysctl kernel.unprivileged_userns_clone and user.max_user_namespaces")
+    if os.geteuid() != 0:
+        return Fact(name, True, "this user can work without root")
+    hint = "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000"
+    return _fact(name, _enter_as_nobody, "ordinary users can work without root", hint)
 
 
 def _enter_as_nobody() -> None:
@@ -98,18 +100,29 @@ def _other_user_namespace() -> int:
     ready, done = os.pipe()
     pid = os.fork()
     if pid == 0:
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-        os.write(done, b"x")
-        while True:
-            os.read(0, 1) or os._exit(0)
-    os.read(ready, 1)
+        _hold_user_namespace(done)
+    os.close(done)
     try:
+        if not os.read(ready, 1):
+            raise Unsupported("no user namespace can be made")
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{pid}/{name}").write_text(f"0 {_NOBODY} 1\n", encoding="ascii")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.kill(pid, 9)
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def _hold_user_namespace(done: int) -> NoReturn:
+    """Be the process that keeps the namespace until it is killed."""
+    try:
+        syscalls.die_with_parent(signal.SIGKILL)
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(done, b"x")
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)
 
 
 def _fuse() -> Fact:
@@ -128,32 +141,3 @@ def _become_root() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
     else:
         userns.enter()
-
-
-def in_child(attempt: Callable[[], None]) -> str | None:
-    """Try something in a forked child; return None if it went well, else why not.
-
-    What it mounts and opens goes with the child and its namespaces.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            attempt()
-        except OSError as error:
-            os.write(writer, (_words(error) or "failed").encode())
-        except LayerfsError as error:
-            os.write(writer, error.message.encode())
-        finally:
-            os._exit(0)  # not the parent's business: no clean-up of its files, no flush of its output
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        reason = stream.read().decode(errors="replace")
-    os.waitpid(pid, 0)
-    return reason or None
-
-
-def _words(error: OSError) -> str:
-    if error.errno == errno.ENOSYS:
-        return "this kernel does not have it"
-    return error.strerror or str(error)

@@ -52,3 +52,14 @@ def clone_argument(name: str = "name", **settings: Any) -> Decorator:  # noqa: A
 def image_argument(name: str = "image", **settings: Any) -> Decorator:  # noqa: ANN401  click's own settings
     """Declare an argument that names an image: a name, or any unique prefix of its digest."""
     return click.argument(name, shell_complete=complete_image, **settings)
+
+
+def new_name_argument(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  click's own settings
+    """Declare an argument that may be left out, and is None then; an empty one (`"$unset"`) is a mistake."""
+    return click.argument(name, required=False, callback=_not_empty, **settings)
+
+
+def _not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value == "":
+        raise click.BadParameter("it is empty.", ctx, param)
+    return value

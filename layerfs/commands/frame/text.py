@@ -49,4 +49,4 @@ def pairs(rows: Iterable[tuple[str, str]]) -> str:
     """Align names and values in two columns, without a heading."""
     known = [(name, printable(value)) for name, value in rows]
     width = max((len(name) for name, _ in known), default=0)
-    return "\n".join(f"{name + ':':{width + 2}} {value}".rstrip() for name, value in known)
+    return "\n".join(f"{name + ':':{width + 2}}{value}".rstrip() for name, value in known)

@@ -1,0 +1,55 @@
+"""`layerfs store create`: a new store."""
+
+from __future__ import annotations
+
+import click
+
+import layerfs
+from layerfs.commands.frame.privilege import become_root
+from layerfs.commands.frame.session import Json, Session
+from layerfs.commands.frame.units import parse_size
+from layerfs.commands.frame.verb import verb
+from layerfs.errors import AlreadyExists, NotFound
+from layerfs.volume import LoopVolume
+
+
+def _size(text: str) -> int:
+    """Read a size as the type of an option."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
+
+
+@verb(
+    "create",
+    examples=[
+        "layerfs store create",
+        "layerfs --store /srv/images store create --loop 10G --fs btrfs",
+    ],
+)
+@click.option(
+    "--loop", "capacity", type=_size, metavar="SIZE", help="Keep it in a file of up to this size, such as 10G."
+)
+@click.option("--fs", "file_system", type=click.Choice(["btrfs", "ext4", "xfs"]), help="The file system in that file.")
+def command(session: Session, capacity: int | None, file_system: str | None) -> None:
+    """Make a store, on request in a file with its own file system.
+
+    Without --loop it is a directory, as the first import makes it too. With --loop, --fs brings what its driver needs
+    to a disk that has something else; the file grows as it is used, and it is mounted whenever the store is opened
+    until `layerfs store close`. That needs root.
+    """
+    if (capacity is None) != (file_system is None):
+        raise click.UsageError("--loop and --fs belong together.")
+    location = session.location()
+    become_root()
+    try:
+        layerfs.open(location, create=False).close()
+    except NotFound:
+        pass
+    else:
+        raise AlreadyExists(f"{location} is a store already", hint="use it, or name another place by --store")
+    volume = LoopVolume(capacity, file_system) if capacity and file_system else None
+    with layerfs.open(location, driver=session.backend, options=session.options, loop=volume) as store:
+        document: dict[str, Json] = {"store": str(store.path), "driver": store.driver.name}
+        session.show(document, str(store.path))

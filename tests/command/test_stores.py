@@ -1,0 +1,92 @@
+"""`layerfs store`: stores in directories, and in files with a file system of their own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from layerfs.kernel import mountinfo
+from tests.command.conftest import Command
+
+
+@pytest.fixture
+def store(fresh_dir: Path) -> Command:
+    """Give the command on a store that is not there yet, with whatever driver comes."""
+    return Command(fresh_dir / "store", "auto", in_process=True)
+
+
+def test_create_makes_a_store_and_prints_it(layerfs: Command) -> None:
+    document = layerfs.json("store", "create")
+    assert document == {"store": str(layerfs.store), "driver": layerfs.backend}
+    assert layerfs("-q", "ls") == ""
+    assert "is a store already" in layerfs.fails(4, "store", "create")
+
+
+def test_create_keeps_out_of_a_directory_with_other_things(store: Command) -> None:
+    store.store.mkdir()
+    (store.store / "letter").touch()
+    assert str(store.store) in store.fails(4, "store", "create")
+    assert [path.name for path in store.store.iterdir()] == ["letter"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--loop", "1G"], "belong together"),
+        (["--fs", "btrfs"], "belong together"),
+        (["--loop", "much", "--fs", "btrfs"], "is no size"),
+        (["--loop", "1M", "--fs", "btrfs"], "too small"),
+        (["--loop", "1G", "--fs", "ntfs"], "'ntfs' is not one of"),
+    ],
+)
+def test_what_cannot_be_made(store: Command, words: list[str], said: str) -> None:
+    assert said in store.fails(2, "store", "create", *words)
+    assert not store.store.exists()
+
+
+def test_closing_a_store_in_a_directory_does_nothing(layerfs: Command) -> None:
+    layerfs("store", "create")
+    done = layerfs.run("store", "close")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing to unmount" in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("file_system", "driver"), [("btrfs", "btrfs"), ("ext4", "overlay2"), ("xfs", "overlay2")])
+def test_a_store_in_a_file(store: Command, layout: Path, file_system: str, driver: str) -> None:
+    if shutil.which(f"mkfs.{file_system}", path="/usr/sbin:/sbin:/usr/bin") is None:
+        pytest.skip(f"needs mkfs.{file_system}")
+    place = store.store / driver
+    try:
+        document = store.json("store", "create", "--loop", "512M", "--fs", file_system)
+        assert document["driver"] == driver
+        assert [point.type for point in mountinfo.at(place)] == [file_system]
+        store("image", "import", layout)
+        store("clone", "test:1", "web")
+        assert store("store", "close") == str(store.store)
+        assert mountinfo.at(place) == ()
+        assert store("-q", "ls") == "web"  # opening it mounts it again
+        assert [point.type for point in mountinfo.at(place)] == [file_system]
+    finally:
+        store.run("store", "close")
+    assert mountinfo.at(place) == ()
+
+
+@pytest.mark.root
+def test_a_store_with_a_mounted_clone_is_not_closed(store: Command, layout: Path, fresh_dir: Path) -> None:
+    target = fresh_dir / "mnt"
+    target.mkdir()
+    try:
+        store("store", "create", "--loop", "256M", "--fs", "ext4")
+        store("image", "import", layout)
+        store("clone", "test:1", "web")
+        store("mount", "web", target)
+        error = store.fails(4, "store", "close")
+        assert str(target) in error
+        assert "hint: layerfs umount web" in error
+        assert mountinfo.at(store.store / "overlay2")
+    finally:
+        store.run("umount", "web")
+        store.run("store", "close")
