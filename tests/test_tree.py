@@ -23,6 +23,7 @@ from layerfs.errors import AlreadyExists, Busy, LayerfsError, NotFound
 from layerfs.kernel import userns
 from layerfs.kernel.loop import attach, create_image, make_file_system
 from layerfs.kernel.mounting import mounted
+from tests.kernel.stacks import detached
 from tests.support.rootless import Rootless
 
 OLD = 1_000_000_000_123_456_789
@@ -135,6 +136,7 @@ def disk(request: pytest.FixtureRequest, fresh_dir: Path) -> Iterator[Path]:
     make_file_system(image, request.param)
     with attach(image) as device, mounted([Mount(request.param, str(device.path))], target) as root:
         yield root
+    assert detached(image)
 
 
 @pytest.mark.root

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs.contract import Mount
+from layerfs.kernel import loop
 from layerfs.kernel.mounting import overlay_options
 
 
@@ -49,6 +51,19 @@ def make_stack(base: Path, count: int, *, prefix: str = "l") -> Stack:
     for path in (stack.upper, stack.work, stack.target):
         path.mkdir(exist_ok=True)
     return stack
+
+
+def detached(image: Path) -> bool:
+    """Tell whether an image is on no loop device, or is off it within 10 seconds.
+
+    Whoever looks at a device just then, or copied the mounts to a namespace of its own, keeps it that long.
+    """
+    deadline = time.monotonic() + 10
+    while loop.find(image):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def places() -> set[str]:

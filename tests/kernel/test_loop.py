@@ -17,6 +17,7 @@ from layerfs.contract import Mount
 from layerfs.errors import AlreadyExists, InvalidArgument, LayerfsError, NotFound, PermissionDenied
 from layerfs.kernel import loop, qgroups
 from layerfs.kernel.mounting import mount, mounted, unmount
+from tests.kernel.stacks import detached
 
 SIZE = 512 << 20
 
@@ -59,10 +60,10 @@ def test_a_device_goes_with_its_last_user(image: Path, kind: str) -> None:
     assert loop.find(image) == (device.path,)
     (target / "file").write_text("kept")
     unmount(target)
-    assert loop.find(image) == ()
+    assert detached(image)
     with loop.attach(image, read_only=True) as again, mounted([Mount(kind, str(again.path), ("ro",))], target):
         assert (target / "file").read_text() == "kept"
-    assert loop.find(image) == ()
+    assert detached(image)
 
 
 @pytest.mark.root
@@ -74,7 +75,7 @@ def test_without_autoclear_it_stays_until_detached(image: Path) -> None:
             assert set(loop.find(image)) == {path, second.path}
     finally:
         loop.detach(path)
-    assert loop.find(image) == ()
+    assert detached(image)
     loop.detach(path)
 
 
@@ -124,6 +125,7 @@ def volume(image: Path) -> Iterator[Path]:
     target.mkdir()
     with loop.attach(image) as device, mounted([Mount("btrfs", str(device.path))], target) as root:
         yield root
+    assert detached(image)
 
 
 def _subvolume(path: Path, *, of: Path | None = None) -> int:
