@@ -1,4 +1,4 @@
-"""Root where there is one: an ordinary user works as root of a user namespace of their own."""
+"""Who is root: an ordinary user works as root of a user namespace of their own, where no mount outlasts them."""
 
 from __future__ import annotations
 
