@@ -24,6 +24,7 @@ FIXED_STATUSES = (
     (8, "", "a threshold was crossed"),
     (9, "", "partly done: what failed has been reported, the rest stands"),
     (130, "", "interrupted (Ctrl-C)"),
+    (141, "", "the reader of the output went away (as SIGPIPE ends a program)"),
 )
 """What the command ends with besides an error."""
 
