@@ -155,6 +155,7 @@ class Directories:
         """Return a subdirectory; None where the name is something else or nothing."""
         cached = self._cached(here.path + b"/" + name)
         if cached is not None:
+            cached.parent = here  # the one before may have been closed, and opened again
             return cached
         try:
             return self._adopt(here, name, os.open(name, _FLAGS, dir_fd=here.fd))
@@ -370,8 +371,8 @@ class Directories:
         """Close the directory that was not looked for the longest."""
         for directory in self._open.values():
             if directory is not self.pinned and all(directory is not one for one in needed):
-                self._close(directory)
                 del self._open[directory.path]
+                self._close(directory)
                 return
 
     @staticmethod

@@ -144,6 +144,25 @@ def test_a_directory_gives_up_the_attributes_of_the_one_below(fresh_dir: Path, l
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("others", range(194, 204))
+def test_what_was_brought_is_known_after_directories_were_closed(others: int, fresh_dir: Path) -> None:
+    """Some 200 directories stay open: these numbers close ``p``, ``p/a``, or neither, between their entries."""
+    root = trees.make(
+        fresh_dir / "r",
+        {
+            b"p": Node("dir", mode=0o755),
+            b"p/a": Node("dir", mode=0o755),
+            b"p/a/low": Node("file"),
+            b"p/l": Node("link", target=b"a/.."),
+        },
+    )
+    many = tuple(directory(b"%d" % number) for number in range(others))
+    unpack(root, file(b"p/a/.wh.nothing"), *many, file(b"p/a/new"), file(b"p/l/two"), file(b"p/.wh.a"), file(b".wh.p"))
+    assert [name for name in trees.names(root) if name.startswith("p")] == ["p", "p/a", "p/a/new", "p/two"]
+    assert (root / "p").stat().st_mtime_ns == Node("dir").mtime
+
+
+@pytest.mark.root
 def test_a_hard_link_to_a_lower_file(fresh_dir: Path, lower: Path) -> None:
     whole = trees.make(fresh_dir / "whole", LOWER)
     layer = (hard_link(b"h", b"/l/f"), hard_link(b"d/h2", b"h"))

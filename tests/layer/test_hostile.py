@@ -9,6 +9,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import zstandard
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt, LayerfsError, Unsupported
+from layerfs.kernel.syscalls import rename_exchange
 from layerfs.layer.apply import apply
 from layerfs.layer.limits import LimitExceeded, Limits
 from tests.layer import trees
@@ -255,6 +257,34 @@ def test_a_listener_that_raises_leaves_no_thread(root: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         apply(io.BytesIO(gzip.compress(os.urandom(5 << 20))), LayerRoot(root, Whiteouts.REMOVE), listener=listener)
+
+
+def test_somebody_who_swaps_directories_meanwhile(root: Path, fresh_dir: Path) -> None:
+    """A process of the same user turns a directory into a link to the canary and back while files come into it."""
+    names = [b"d/%d/f" % number for number in range(40)]
+    layer = b"".join(directory(b"d/%d" % number) for number in range(40)) + b"".join(
+        file(name, b"x") + hard_link(name + b"2", name) + file(b"d/.wh.etc") + symlink(b"d/etc/l", b"x")
+        for name in names
+    )
+    (root / "d").mkdir()
+    (root / "other").symlink_to(fresh_dir / "canary")
+    stop = threading.Event()
+
+    def swap() -> None:
+        fd = os.open(root, os.O_RDONLY)
+        while not stop.is_set():
+            rename_exchange(fd, b"d", fd, b"other")
+        os.close(fd)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        for _ in range(60):
+            with suppress(LayerfsError):
+                unpack(root, layer)
+    finally:
+        stop.set()
+        swapper.join()
 
 
 def test_odd_names_are_kept(root: Path) -> None:

@@ -221,6 +221,15 @@ def test_an_overlay_says_the_same_as_two_trees(overlay: tuple[Path, Path, Path],
 
 
 @pytest.mark.root
+def test_a_copy_up_that_breaks_a_link_is_a_change(overlay: tuple[Path, Path, Path]) -> None:
+    lower, upper, merged = overlay
+    os.utime(merged / "d/h", ns=(5, trees.describe(lower)[b"d/h"].mtime))
+    listed = list(upper_changes(LayerRoot(upper, Whiteouts.OVERLAY), lower))
+    assert listed == list(changes(lower, merged))
+    assert listed == [Change(ChangeKind.MODIFIED, b"."), Change(ChangeKind.MODIFIED, b"d/h", 7)]
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("mark", ["redirect", "metacopy"])
 def test_an_upper_directory_that_refers_to_lower_names_is_refused(mark: str, fresh_dir: Path) -> None:
     lower = trees.make(fresh_dir / "lower", SPEC)
