@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from layerfs.contract import LayerRoot, Mount, VolatileMounts, Whiteouts
 from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
@@ -25,13 +25,14 @@ from layerfs.image import media_types
 from layerfs.image.descriptor import Descriptor
 from layerfs.images import Image, Images
 from layerfs.kernel import mounting
-from layerfs.layer.changes import Change, changes, upper_changes
 from layerfs.layer.compression import Compression
-from layerfs.layer.write import write_layer
 from layerfs.metadata import clones
 from layerfs.metadata.clones import CloneRow
 from layerfs.metadata.snapshots import moment
 from layerfs.parts import Parts
+
+if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
+    from layerfs.layer.changes import Change
 
 PREFIX = "clone/"
 """Starts the keys of clones and the names of their snapshots."""
@@ -183,12 +184,12 @@ class Clone:
 
         128 and a signal's number stand for a command that the signal ended.
         """
-        from layerfs.kernel import userns  # noqa: PLC0415  only who runs commands needs it
+        from layerfs.kernel.chroot import run_chroot  # noqa: PLC0415  see the imports above
 
         mounts = self.mounts()
         with self._parts.writing(self.key, self._what):
             try:
-                return userns.run_chroot(mounts, command, environment or {})
+                return run_chroot(mounts, command, environment or {})
             finally:
                 self._after_unmount(mounts)
 
@@ -240,6 +241,8 @@ class Clone:
 
         ``held`` tells that the caller holds the clone against mounts already.
         """
+        from layerfs.layer.changes import changes, upper_changes  # noqa: PLC0415  see the imports above
+
         base = self._clones.images.get(self.image).top
         root = self._parts.layer_root(self.key)
         if (
@@ -267,6 +270,8 @@ class Clone:
 
         The clone stays as it is. The same changes give the same layer, byte for byte.
         """
+        from layerfs.layer.write import write_layer  # noqa: PLC0415  see the imports above
+
         images = self._clones.images
         base = images.get(self.image)
         blobs = self._parts.blobs

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerfs import locks
 from layerfs.contract import LayerRoot, Mount, Whiteouts
@@ -18,19 +19,20 @@ from layerfs.errors import Corrupt, FailedPrecondition, InvalidArgument, NotFoun
 from layerfs.events import Listener, ignore
 from layerfs.image.config import ImageConfig
 from layerfs.image.descriptor import Descriptor
-from layerfs.image.destinations import write_images
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import Manifest, NamedImage
 from layerfs.image.platform import Platform
 from layerfs.image.reference import familiar, normalize
-from layerfs.image.sources import Source, open_source
 from layerfs.kernel import mounting, userns
-from layerfs.layer.apply import Applied, OwnerPolicy, apply
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images
 from layerfs.metadata.images import ImageRow, LayerRow
 from layerfs.metadata.snapshots import moment
 from layerfs.parts import Parts
+
+if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
+    from layerfs.image.sources import Source
+    from layerfs.layer.apply import Applied
 
 LAYER_LABEL = "layerfs/layer"
 """Marks the snapshots that hold unpacked layers: those that `prune` may remove once no image names them."""
@@ -106,6 +108,8 @@ class Images:
         ``platform`` selects from an index, the host's by default. Every blob is verified. Raise `Corrupt` for
         bytes that are not what their digest says; nothing of an image that fails is kept.
         """
+        from layerfs.image.sources import open_source  # noqa: PLC0415  see the imports above
+
         with open_source(path) as source, self._parts.working():
             found = source.images(platform)
             if names and len(found) != 1:
@@ -139,6 +143,8 @@ class Images:
         self, references: Sequence[str], path: Path, form: ArchiveFormat, *, listener: Listener = ignore
     ) -> None:
         """Write images to a file or directory, each under the name by which it is asked for, or under all it has."""
+        from layerfs.image.destinations import write_images  # noqa: PLC0415  see the imports above
+
         named = [self._named(reference) for reference in references]
         write_images(form, named, self._parts.blobs, path, listener=listener)
 
@@ -224,6 +230,10 @@ class Images:
             raise
 
     def _apply(self, blob: Descriptor, key: str, mounts: Sequence[Mount], parent: str, listener: Listener) -> Applied:
+        from layerfs.layer.apply import OwnerPolicy, apply  # noqa: PLC0415  see the imports above
+
+        # An ordinary user, or a namespace of one id, has but itself: owners are kept where more than one can exist.
+        alone = os.geteuid() != 0 or userns.id_map().single
         with ExitStack() as stack:
             root = self._parts.layer_root(key)
             if root is None:
@@ -235,7 +245,7 @@ class Images:
                 root,
                 lower=lower,
                 base=not parent,
-                owner=_owner_policy(),
+                owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
                 listener=listener,
                 item=blob.digest,
                 total=blob.size,
@@ -270,11 +280,6 @@ def _by_digest(connection: sqlite3.Connection, text: str) -> str | None:
     if len(found) > 1:
         raise InvalidArgument(f"several images start with {text!r}", hint="give more digits")
     return found[0] if found else None
-
-
-def _owner_policy() -> OwnerPolicy:
-    """Keep owners wherever more than one can exist: an ordinary user, or a namespace of one id, has but itself."""
-    return OwnerPolicy.SQUASH if os.geteuid() != 0 or userns.id_map().single else OwnerPolicy.KEEP
 
 
 def _check_diff_id(blob: Descriptor, found: Digest, expected: Digest) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from layerfs import drivers, locks, volume
 from layerfs.clones import PREFIX, Clone, Clones
@@ -20,12 +20,14 @@ from layerfs.image.files import ArchiveFormat
 from layerfs.image.platform import Platform
 from layerfs.images import Image, Images
 from layerfs.kernel import userns
-from layerfs.layer.changes import Change, changes
 from layerfs.metadata import settings
 from layerfs.metadata.database import Database
 from layerfs.parts import Parts
 from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
 from layerfs.snapshotter import Snapshotter
+
+if TYPE_CHECKING:
+    from layerfs.layer.changes import Change
 
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
@@ -133,11 +135,12 @@ class Store:
     def detach(self) -> bool:
         """Close it and unmount its volume, if it has one (`LoopVolume`): until the next opening it is but files.
 
-        Return whether there was one to unmount; raise `Busy` while clones are mounted or others work with the store.
+        Return whether there was one to unmount; raise `Busy` while snapshots are mounted or others work with the store.
         """
         with self._parts.alone(wait=False):
+            detached = volume.detach(self.path, self.driver.name)
             self.close()
-            return volume.detach(self.path, self.driver.name)
+            return detached
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -228,6 +231,8 @@ class Store:
 
         With one argument, a clone is compared with its image, and an image with nothing.
         """
+        from layerfs.layer.changes import changes  # noqa: PLC0415  late, as in `layerfs.clones`
+
         if second is None:
             key = self._key(first)
             if key.startswith(PREFIX) and "@" not in key:

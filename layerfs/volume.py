@@ -7,11 +7,11 @@ opened, and stays so for other processes and the next opening until `detach`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerfs.contract import Mount
-from layerfs.errors import InvalidArgument
+from layerfs.errors import Busy, InvalidArgument
 from layerfs.kernel import loop, mountinfo, mounting
 
 IMAGE = "volume.img"
@@ -58,8 +58,14 @@ def attach(place: Path, driver: str, file_system: str) -> None:
     if mountinfo.at(target):
         return
     target.mkdir(mode=0o700, exist_ok=True)
-    with loop.attach(place / IMAGE) as device:
-        mounting.mount([Mount(file_system, str(device.path), _OPTIONS.get(file_system, ()))], target)
+    mount = Mount(file_system, "", _OPTIONS.get(file_system, ()))
+    # One device for one file: two would be two file systems that know nothing of each other's writes.
+    for device in loop.find(place / IMAGE):
+        mounting.mount([replace(mount, source=str(device))], target)
+        break
+    else:
+        with loop.attach(place / IMAGE) as attached:
+            mounting.mount([replace(mount, source=str(attached.path))], target)
     # The root of the new file system, not the directory below it, decides who may enter.
     target.chmod(0o700)
 
@@ -67,7 +73,14 @@ def attach(place: Path, driver: str, file_system: str) -> None:
 def detach(place: Path, driver: str) -> bool:
     """Unmount a store's volume; the loop device goes with it. Return False where it was not mounted, raise `Busy`."""
     target = place / driver
-    if not mountinfo.at(target):
+    volumes = mountinfo.at(target)
+    if not volumes:
         return False
+    for point in mountinfo.mount_points():
+        # The kernel would allow it: whatever stands on a file system keeps it alive after its own mount is gone.
+        shown = (point.upper, *point.lowers)
+        inside = any(Path(directory).is_relative_to(target) for directory in shown if directory)
+        if inside or (point.device == volumes[-1].device and point.path != target):
+            raise Busy(f"{point.path} shows what is on the volume of {place}", hint=f"umount {point.path}")
     mounting.unmount(target)
     return True

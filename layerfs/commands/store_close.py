@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
-from layerfs.errors import Busy
 
 
 @verb("close", examples=["layerfs --store /srv/images store close"])
@@ -15,12 +14,6 @@ def command(session: Session) -> None:
     directory does nothing.
     """
     with session.opened() as store:
-        for clone in store.clones():
-            # The kernel would allow it: an overlay keeps the file system below it alive, and the next opening would
-            # then mount the same file a second time.
-            if mounted := clone.mount_points():
-                where = ", ".join(map(str, mounted))
-                raise Busy(f"the clone {clone.name!r} is mounted at {where}", hint=f"layerfs umount {clone.name}")
         closed = store.detach()
         session.show({"store": str(store.path), "unmounted": closed}, str(store.path) if closed else "")
     if not closed:

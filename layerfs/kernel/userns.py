@@ -17,9 +17,6 @@ from layerfs import process
 from layerfs.errors import CommandFailed, FailedPrecondition, LayerfsError, Unsupported, os_error
 from layerfs.kernel import syscalls
 from layerfs.kernel.children import attempt
-from layerfs.kernel.chroot import run_chroot
-
-__all__ = ["IdMap", "IdRange", "can_enter", "enter", "id_map", "is_initial", "run_chroot"]
 
 _EVERY_ID = (1 << 32) - 1
 """Ids that the initial namespace maps: all but -1."""
