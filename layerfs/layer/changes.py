@@ -67,8 +67,9 @@ def upper_changes(upper: LayerRoot, lower: Path | None) -> Iterator[Change]:
 
     The answer is that of `changes` for the merged trees, but only the upper directory is walked. Files that were
     copied up and not changed are left out, by comparing their contents. Where a copy-up broke a hard link, the names
-    that stayed below are not listed, as nothing happened to them; `changes` cannot tell which these are and lists all. Raise `FailedPrecondition` for an upper
-    directory that refers to lower names (redirect_dir, metacopy), which no layer can say.
+    that stayed below are not listed, as nothing happened to them; `changes` cannot tell which these are and lists all.
+    Raise `FailedPrecondition` for an upper directory that refers to lower names (redirect_dir, metacopy), which no
+    layer can say.
     """
     return iter(_Comparison(lower, upper, verify_content=True).run())
 
