@@ -37,12 +37,6 @@ if TYPE_CHECKING:  # and imported by the methods that use them: a third of the t
 PREFIX = "clone/"
 """Starts the keys of clones and the names of their snapshots."""
 
-_MEDIA_TYPES = {
-    Compression.NONE: media_types.OCI_LAYER,
-    Compression.GZIP: media_types.OCI_LAYER_GZIP,
-    Compression.ZSTD: media_types.OCI_LAYER_ZSTD,
-}
-
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
@@ -286,7 +280,7 @@ class Clone:
                     listener=listener,
                 )
                 blob.commit(written.digest)
-            layer = Descriptor(_MEDIA_TYPES[compression], written.digest, written.size)
+            layer = Descriptor(media_types.LAYER_MEDIA_TYPES[compression], written.digest, written.size)
             config = base.config.with_layer(
                 written.diff_id,
                 created=moment(self._clones.clock()),

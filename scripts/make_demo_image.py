@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from layerfs import process, tree
+from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.image.blobs import BlobStore
 from layerfs.image.config import ContainerConfig, History, ImageConfig
 from layerfs.image.descriptor import Descriptor
@@ -169,7 +170,9 @@ def write_image(layout: Path, name: str, made_by: tuple[Step, ...]) -> Digest:
     layers, diff_ids, history = [], [], []
     for step, before, after in _trees(made_by):
         with blobs.writer() as blob:
-            written = write_layer(changes(before, after), after, blob, compression=Compression.GZIP)
+            written = write_layer(
+                changes(before, after), LayerRoot(after, Whiteouts.REMOVE), blob, compression=Compression.GZIP
+            )
             blob.commit(written.digest)
         layers.append(Descriptor(LAYER_MEDIA_TYPES[Compression.GZIP], written.digest, written.size))
         diff_ids.append(written.diff_id)

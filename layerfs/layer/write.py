@@ -12,10 +12,9 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
-from layerfs.contract import LayerRoot, Whiteouts
+from layerfs.contract import LayerRoot
 from layerfs.errors import FailedPrecondition, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.kernel import syscalls
@@ -58,7 +57,7 @@ class Written:
 
 def write_layer(
     changes: Iterable[Change],
-    root: LayerRoot | Path,
+    root: LayerRoot,
     out: Writable,
     *,
     compression: Compression = Compression.ZSTD,
@@ -68,12 +67,10 @@ def write_layer(
 ) -> Written:
     """Write the layer of ``changes`` to ``out``, taking added and modified files from ``root``.
 
-    ``root`` is the changed tree, or the overlay's upper directory that holds what changed; a path alone means a whole
-    tree. ``level`` is that of `layerfs.layer.compression.compressor`. The listener hears of file contents, in bytes.
-    Raise `Unsupported` for a name that a layer cannot have, `FailedPrecondition` for a tree that changes meanwhile.
+    ``root`` is the changed tree, or the overlay's upper directory that holds what changed. ``level`` is that of
+    `layerfs.layer.compression.compressor`. The listener hears of file contents, in bytes. Raise `Unsupported` for a
+    name that a layer cannot have, `FailedPrecondition` for a tree that changes meanwhile.
     """
-    if isinstance(root, Path):
-        root = LayerRoot(root, Whiteouts.REMOVE)
     listed = {change.path: change for change in changes}
     total = sum(change.size for change in listed.values() if change.kind is not ChangeKind.DELETED)
     report = _Report(listener, item, total)

@@ -117,7 +117,12 @@ def _fresh(top: Path) -> Iterator[Path]:
 
 def _layer(before: Path | None, after: Path) -> bytes:
     out = io.BytesIO()
-    write_layer(changes(before, after, verify_content=True), after, out, compression=Compression.NONE)
+    write_layer(
+        changes(before, after, verify_content=True),
+        LayerRoot(after, Whiteouts.REMOVE),
+        out,
+        compression=Compression.NONE,
+    )
     return out.getvalue()
 
 

@@ -41,7 +41,7 @@ SPEC = {
 
 def written(before: Path | None, after: Path, compression: Compression = Compression.NONE) -> tuple[bytes, Written]:
     out = io.BytesIO()
-    result = write_layer(changes(before, after), after, out, compression=compression)
+    result = write_layer(changes(before, after), LayerRoot(after, Whiteouts.REMOVE), out, compression=compression)
     return out.getvalue(), result
 
 
@@ -110,7 +110,7 @@ def test_a_changed_link_brings_its_unchanged_names(fresh_dir: Path) -> None:
     listed = [change for change in changes(before, after) if change.path != b"."]
     assert listed == [Change(ChangeKind.ADDED, b"z", 7)]
     out = io.BytesIO()
-    assert write_layer(listed, after, out, compression=Compression.NONE).entries == 4
+    assert write_layer(listed, LayerRoot(after, Whiteouts.REMOVE), out, compression=Compression.NONE).entries == 4
     members = members_of(out.getvalue())
     assert [(member.name, member.linkname) for member in members] == [("z", ""), ("d", ""), ("d/f", "z"), ("d/h", "z")]
 
@@ -148,7 +148,7 @@ def test_a_tree_that_changes_meanwhile(fresh_dir: Path) -> None:
     listed = list(changes(None, tree))
     (tree / "d-e").unlink()
     with pytest.raises(FailedPrecondition, match="changed while"):
-        write_layer(listed, tree, io.BytesIO())
+        write_layer(listed, LayerRoot(tree, Whiteouts.REMOVE), io.BytesIO())
 
 
 class _Full(io.BytesIO):
@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_and_leaves_no_thread(fresh_dir: Path) -> None:
     count = threading.active_count()
     for compression in Compression:
         with pytest.raises(NoSpace):
-            write_layer(changes(None, tree), tree, _Full(), compression=compression)
+            write_layer(changes(None, tree), LayerRoot(tree, Whiteouts.REMOVE), _Full(), compression=compression)
     assert threading.active_count() == count
 
 
@@ -171,7 +171,7 @@ def test_progress(fresh_dir: Path) -> None:
     tree = trees.make(fresh_dir / "a", SPEC)
     events: list[Progress] = []
     out = io.BytesIO()
-    write_layer(changes(None, tree), tree, out, item="x", listener=events.append)
+    write_layer(changes(None, tree), LayerRoot(tree, Whiteouts.REMOVE), out, item="x", listener=events.append)
     assert events[-1].action == "diff"
     assert events[-1].done == events[-1].total == 14
     size = len(out.getvalue())
