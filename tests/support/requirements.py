@@ -15,6 +15,8 @@ def required() -> frozenset[str]:
 
 def concerns(item: pytest.Item) -> frozenset[str]:
     """Return what a test is about: its tier, its drivers, and the words of its name and parameters."""
+    if item.get_closest_marker("outside"):
+        return frozenset()
     marked = {mark.name for mark in item.iter_markers()}
     named = {str(name) for mark in item.iter_markers("driver") for name in mark.args}
     return words(item.nodeid) | marked | named
