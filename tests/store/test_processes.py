@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,7 +38,7 @@ def work(path: Path, seed: int, until: float) -> int:
                     case 0 | 1:
                         snapshotter.prepare(key, parent, labels={"by": str(seed)})
                         root = driver.layer_root(snapshotter.snapshot(key)).path
-                        (root / f"file{seed}").write_text(key)
+                        write(root / f"file{seed}", key)
                     case 2 | 3:
                         snapshotter.commit(name, key)
                     case 4:
@@ -49,10 +51,17 @@ def work(path: Path, seed: int, until: float) -> int:
                         snapshotter.cleanup()
             except LOST_A_RACE:
                 continue
-            except FileNotFoundError:
-                continue  # somebody removed the snapshot before we wrote into its directory
             won += 1
     return won
+
+
+def write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text)
+    except OSError as error:
+        # Somebody removed the snapshot before we wrote into its directory, or committed it, and it is read-only.
+        if error.errno not in {errno.ENOENT, errno.EROFS}:
+            raise
 
 
 def start(path: Path, seed: int, until: float) -> int:
@@ -66,6 +75,8 @@ def run_worker(path: Path, seed: int, until: float) -> NoReturn:
     status = 1
     try:
         status = 0 if work(path, seed, until) > 0 else 2
+    except BaseException:  # noqa: BLE001  whatever it is, the parent's assertion needs its words
+        traceback.print_exc()
     finally:
         os._exit(status)
 
