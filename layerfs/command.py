@@ -69,7 +69,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Build images from layers, and clone writable roots from images in well under a millisecond."""
+    """Build images from layers, and clone writable roots from images in about a millisecond."""
     session: Session = ctx.obj
     ctx.color = session.colour
     log_to_stderr(session)

@@ -22,8 +22,6 @@ from layerfs.kernel.mounting import mounted
 from layerfs.layer.apply import apply
 from tests.layer import trees
 
-pytestmark = pytest.mark.root
-
 CORPUS = Path(os.environ.get("LAYERFS_CORPUS", Path(__file__).parents[3] / "shared" / "corpus"))
 
 
@@ -46,6 +44,7 @@ def _cases() -> list[Case]:
 
 
 CASES = _cases()
+pytestmark = [pytest.mark.root] if CASES else [pytest.mark.root, pytest.mark.outside]
 
 
 @pytest.fixture(scope="module")
