@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from layerfs.clones import Clone
     from layerfs.contract import (
+        Candidates,
         CopyUnit,
         DirectAccess,
         Driver,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Kind,
         LayerRoot,
         Mount,
+        NativeChanges,
         Snapshot,
         SnapshotId,
         Traits,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "layerfs.clones": ("Clone",),
     "layerfs.contract": (
+        "Candidates",
         "CopyUnit",
         "DirectAccess",
         "Driver",
@@ -70,6 +73,7 @@ _HOMES = {
         "Kind",
         "LayerRoot",
         "Mount",
+        "NativeChanges",
         "Snapshot",
         "SnapshotId",
         "Traits",
@@ -109,6 +113,7 @@ __all__ = [
     "AlreadyExists",
     "ArchiveFormat",
     "Busy",
+    "Candidates",
     "Change",
     "Clone",
     "CommandFailed",
@@ -129,6 +134,7 @@ __all__ = [
     "Listener",
     "LoopVolume",
     "Mount",
+    "NativeChanges",
     "NoSpace",
     "NotFound",
     "OperationFailed",

@@ -224,13 +224,16 @@ class Clone:
 
     # Changes
 
-    def changes(self) -> Iterator[Change]:
-        """List what differs from its image, sorted by path."""
-        with self.difference() as difference:
+    def changes(self, *, verify_content: bool = False) -> Iterator[Change]:
+        """List what differs from its image, sorted by path.
+
+        ``verify_content`` finds an edit that kept size and modification time where the driver does not tell of it.
+        """
+        with self.difference(verify_content=verify_content) as difference:
             yield from difference.changes
 
     @contextmanager
-    def difference(self, *, held: bool = False) -> Iterator[Difference]:
+    def difference(self, *, held: bool = False, verify_content: bool = False) -> Iterator[Difference]:
         """Give what differs from its image as long as the block runs, from the driver's own record where it has one.
 
         ``held`` tells that the caller holds the clone against mounts already.
@@ -248,7 +251,11 @@ class Clone:
                 yield Difference(upper_changes(root, lower), root)
             return
         with self._parts.tree(base) as lower, self._parts.tree(self.key, held=held) as tree:
-            yield Difference(changes(lower, tree), LayerRoot(tree, Whiteouts.REMOVE))
+            candidates = self._parts.candidates(base, self.key)
+            # Where these are few, they are read too, as an overlay's upper directory is.
+            verify_content = verify_content or candidates is not None
+            found = changes(lower, tree, verify_content=verify_content, candidates=candidates)
+            yield Difference(found, LayerRoot(tree, Whiteouts.REMOVE))
 
     def commit(
         self,

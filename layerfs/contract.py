@@ -214,6 +214,31 @@ class VolatileMounts(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Where two trees may differ: nothing else does, and not all of these need to.
+
+    ``paths`` are names of which the file itself may differ, ``trees`` names below which everything may as well. They
+    are relative, without a slash in front; some may exist in neither tree.
+    """
+
+    paths: frozenset[bytes] = frozenset()
+    trees: frozenset[bytes] = frozenset()
+
+
+@runtime_checkable
+class NativeChanges(Protocol):
+    """Optional power: know without a walk where a snapshot may differ from one that it stands on."""
+
+    def changed_paths(self, snapshot: Snapshot, base: SnapshotId) -> Candidates:
+        """Return where ``snapshot`` may differ from ``base``, which is among its parents.
+
+        A name that is not among the candidates is the same file with the same attributes in both; contents count too.
+        Raise `Unsupported` where the host does not tell: the core then compares the whole trees.
+        """
+        ...
+
+
 DriverFactory = Callable[[Path, Mapping[str, str]], Driver]
 """Open a driver on its directory (made if missing), with its options; an entry point of ``layerfs.drivers`` names one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs import locks
-from layerfs.contract import DirectAccess, Driver, Kind, LayerRoot, Whiteouts
-from layerfs.errors import Busy
+from layerfs.contract import Candidates, DirectAccess, Driver, Kind, LayerRoot, NativeChanges, Whiteouts
+from layerfs.errors import Busy, Unsupported
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import mounting
 from layerfs.metadata.database import Database
@@ -18,6 +19,8 @@ from layerfs.snapshotter import Snapshotter
 
 TEMPORARY = "tmp/"
 """Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,19 @@ class Parts:
         if not isinstance(self.driver, DirectAccess):
             return None
         return self.driver.layer_root(self.snapshotter.snapshot(key))
+
+    def candidates(self, lower: str, upper: str) -> Candidates | None:
+        """Return where two snapshots may differ as far as the driver knows; None where all of both must be compared."""
+        if not lower or not isinstance(self.driver, NativeChanges):
+            return None
+        base, snapshot = (self.snapshotter.snapshot(key) for key in (lower, upper))
+        if base.id not in snapshot.parents:
+            return None  # they have nothing to do with each other: everything would be a candidate
+        try:
+            return self.driver.changed_paths(snapshot, base.id)
+        except Unsupported as error:
+            _log.warning("comparing the whole trees, which takes longer: %s", error)
+            return None
 
     @contextmanager
     def tree(self, key: str, *, held: bool = False) -> Iterator[Path]:

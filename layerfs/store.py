@@ -226,22 +226,24 @@ class Store:
         """Return the clone of a name, or of a unique start of one; raise `NotFound`."""
         return self._clones.get(name)
 
-    def changes(self, first: str, second: str | None = None) -> Iterator[Change]:
+    def changes(self, first: str, second: str | None = None, *, verify_content: bool = False) -> Iterator[Change]:
         """List what differs from ``first`` to ``second``: images, clones, ``CLONE@LABEL``, or layers by ChainID.
 
-        With one argument, a clone is compared with its image, and an image with nothing.
+        With one argument, a clone is compared with its image, and an image with nothing. ``verify_content`` reads the
+        files that look equal, to find an edit that kept size and modification time.
         """
         from layerfs.layer.changes import changes  # noqa: PLC0415  late, as in `layerfs.clones`
 
         if second is None:
             key = self._key(first)
             if key.startswith(PREFIX) and "@" not in key:
-                yield from self._clones.get(first).changes()
+                yield from self._clones.get(first).changes(verify_content=verify_content)
                 return
             first, second = "", first
         lower, upper = self._key(first) if first else "", self._key(second)
         with self._parts.working(), self._parts.tree(lower) as old, self._parts.tree(upper) as new:
-            yield from changes(old, new)
+            candidates = self._parts.candidates(lower, upper)
+            yield from changes(old, new, verify_content=verify_content, candidates=candidates)
 
     # Housekeeping
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-from layerfs import tree
+from layerfs import locks, tree
 from layerfs.contract import (
+    Candidates,
     CopyUnit,
     Driver,
     LayerRoot,
@@ -32,12 +34,15 @@ from layerfs.contract import (
     Whiteouts,
     WritePolicy,
 )
-from layerfs.errors import InvalidArgument, Unsupported
-from layerfs.kernel import qgroups, syscalls
+from layerfs.errors import Busy, Corrupt, InvalidArgument, Unsupported
+from layerfs.kernel import btrfs_send, qgroups, syscalls, userns
 from layerfs_backends import trial
 
 _SUBVOLUME_INODE = 256
 """The inode number of every subvolume's root directory (``BTRFS_FIRST_FREE_OBJECTID``)."""
+
+_FROZEN = ".changes"
+"""The directory of the read-only snapshots that live as long as somebody lists what an active one changed."""
 
 _REFUSED = {errno.EPERM, errno.EACCES, errno.EROFS}
 
@@ -146,6 +151,30 @@ class BtrfsDriver:
         """Return the subvolume, which is a whole tree (`layerfs.contract.DirectAccess`)."""
         return LayerRoot(self._path(snapshot.id), Whiteouts.REMOVE)
 
+    def changed_paths(self, snapshot: Snapshot, base: SnapshotId) -> Candidates:
+        """Ask `btrfs send` what differs (`layerfs.contract.NativeChanges`); raise `Unsupported` where it may not."""
+        own = self._path(snapshot.id)
+        if os.geteuid() != 0 or not userns.is_initial():
+            raise Unsupported("btrfs tells only root what changed", hint="run it as root")
+        try:
+            with self._frozen(own) as frozen:
+                found = btrfs_send.candidates(frozen, self._library.subvolume_id(self._path(base)))
+        except (OSError, Corrupt) as error:
+            raise Unsupported(f"btrfs does not tell what changed in {own}: {error}", hint="run it as root") from error
+        # A subvolume that somebody made inside is no part of the stream.
+        nested = frozenset(os.fsencode(path.relative_to(own)) for path in self._nested(own))
+        return Candidates(found.paths, found.trees | nested)
+
+    def sweep(self) -> None:
+        """Delete the read-only snapshots that killed processes left, unless somebody works with one."""
+        place = self._root / _FROZEN
+        if not place.exists() or os.listdir(place) == ["lock"]:
+            return
+        with suppress(Busy), self._freezing(exclusive=True):
+            for path in place.iterdir():
+                if path.name != "lock":
+                    self._delete(path)
+
     def try_out(self) -> None:
         """Make a subvolume and a read-only snapshot of it, and delete both; raise what goes wrong."""
         with trial.scratch(self._root, self._clear) as place:
@@ -155,6 +184,29 @@ class BtrfsDriver:
 
     def _path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._root / str(id)
+
+    @contextmanager
+    def _frozen(self, own: Path) -> Iterator[int]:
+        """Give a descriptor of a subvolume that is read-only, or of a read-only snapshot of it for the time being."""
+        with ExitStack() as stack:
+            if not self._library.get_subvolume_read_only(own):
+                place = self._root / _FROZEN
+                place.mkdir(mode=0o700, exist_ok=True)
+                stack.enter_context(self._freezing(exclusive=False))
+                taken = place / secrets.token_hex(8)
+                self._library.create_snapshot(own, taken, read_only=True)
+                stack.callback(self._delete, taken)
+                own = taken
+            descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            yield descriptor
+
+    def _freezing(self, *, exclusive: bool) -> AbstractContextManager[None]:
+        """Hold the right to have, or to sweep, read-only snapshots of active ones."""
+        place, timeout = locks.named("changes"), 0 if exclusive else None
+        return locks.locked(
+            self._root / _FROZEN / "lock", place, exclusive=exclusive, what="the list of changes", timeout=timeout
+        )
 
     def _nested(self, own: Path) -> list[Path]:
         """List the subvolumes inside one, those deepest down first."""
@@ -235,6 +287,7 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
                 f"subvolumes do not work in {root}: {error}", hint="run it as root, or as the owner of the directory"
             ) from error
         tried.touch()
+    driver.sweep()
     return driver
 
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from layerfs.contract import LayerRoot, Whiteouts
+from layerfs.contract import Candidates, LayerRoot, Whiteouts
 from layerfs.errors import FailedPrecondition, os_error
 from layerfs.kernel.descent import Descent
 from layerfs.layer import attributes
-from layerfs.layer.links import Links
+from layerfs.layer.links import Links, UnseenNames
 from layerfs.layer.tar import shown
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -53,13 +53,36 @@ class Change:
     size: int = 0
 
 
-def changes(lower: Path | None, upper: Path, *, verify_content: bool = False) -> Iterator[Change]:
+def changes(
+    lower: Path | None, upper: Path, *, verify_content: bool = False, candidates: Candidates | None = None
+) -> Iterator[Change]:
     """List what makes the tree ``lower`` into the tree ``upper``, sorted by path; None is a tree without anything.
 
     ``verify_content`` reads the files that look equal, to find an edit that kept size and modification time.
+    ``candidates`` tell where to look, which gives the same answer if they are right (`layerfs.contract.NativeChanges`).
     """
     whole = LayerRoot(upper, Whiteouts.REMOVE)
-    return iter(_Comparison(lower, whole, verify_content=verify_content).run())
+    if lower is None or candidates is None:
+        return iter(_Comparison(lower, whole, verify_content=verify_content).run())
+    return iter(_selected(lower, whole, candidates, verify_content=verify_content))
+
+
+def _selected(lower: Path, upper: LayerRoot, candidates: Candidates, *, verify_content: bool) -> list[Change]:
+    """Compare the candidates only."""
+    unseen = UnseenNames(lower, upper.path)
+    paths = set(candidates.paths)
+    while True:
+        only = _Only(paths, candidates.trees)
+        comparison = _Comparison(lower, upper, verify_content=verify_content, only=only)
+        found = comparison.run()
+        # A file that lost or got a name changes those of its names that nobody touched.
+        try:
+            more = unseen.of(comparison.links) - paths
+        except OSError as error:
+            raise os_error(f"list the hard links of {upper.path}", error) from error
+        if not more:
+            return found
+        paths |= more
 
 
 def upper_changes(upper: LayerRoot, lower: Path | None) -> Iterator[Change]:
@@ -76,25 +99,58 @@ def upper_changes(upper: LayerRoot, lower: Path | None) -> Iterator[Change]:
 
 @dataclass(slots=True)
 class _Frame:
-    """A directory under comparison: its path with a slash at the end, the names still to do, the last first."""
+    """A directory under comparison: its path with a slash at the end, the names still to do, the last first.
+
+    ``whole`` tells that all its names are compared, and not only candidates.
+    """
 
     path: bytes
     names: list[bytes]
     in_lower: bool
     opaque: bool
+    whole: bool
+
+
+class _Only:
+    """The candidates of a comparison, as the names to look at in each directory."""
+
+    def __init__(self, paths: Iterable[bytes], trees: frozenset[bytes]) -> None:
+        self._trees = trees
+        self._names: dict[bytes, set[bytes]] = {}
+        for path in (*paths, *trees):
+            rest = path
+            while rest:
+                above, slash, name = rest.rpartition(b"/")
+                there = self._names.setdefault(above + slash, set())
+                if name in there:
+                    break
+                there.add(name)
+                rest = above
+
+    def names(self, directory: bytes) -> set[bytes]:
+        """Return the names to look at in a directory, of which the path ends in a slash (b"" is the root)."""
+        return self._names.get(directory, set())
+
+    def whole(self, path: bytes) -> bool:
+        """Tell whether everything below a path may differ."""
+        return path in self._trees
 
 
 class _Comparison:
     """One comparison of a lower tree with a whole upper one, or with what an overlay holds of it."""
 
-    def __init__(self, lower: Path | None, upper: LayerRoot, *, verify_content: bool) -> None:
+    def __init__(
+        self, lower: Path | None, upper: LayerRoot, *, verify_content: bool, only: _Only | None = None
+    ) -> None:
         self._lower_path = lower
         self._upper_path = upper.path
         self._whiteouts = upper.whiteouts
         self._partial = upper.whiteouts is not Whiteouts.REMOVE
         self._verify_content = verify_content
         self._prefix = attributes.overlay_prefix(upper.whiteouts)
-        self._links = Links()
+        self._only = only
+        self.links = Links()
+        """What was seen of files with several names."""
         self._found: list[Change] = []
 
     def run(self) -> list[Change]:
@@ -105,9 +161,9 @@ class _Comparison:
                 if self._lower_path is not None:
                     self._lower = stack.enter_context(Descent(os.open(self._lower_path, _DIRECTORY)))
                 self._walk()
-                linked = dict(self._links.changed())
+                linked = dict(self.links.changed())
                 if self._partial and self._lower_path is not None:
-                    linked.update(self._links.left_behind(os.open(self._lower_path, _DIRECTORY)))
+                    linked.update(self.links.left_behind(os.open(self._lower_path, _DIRECTORY)))
         except OSError as error:
             raise os_error(f"compare {self._upper_path} with what is below it", error) from error
         self._found.extend(Change(ChangeKind.MODIFIED, path, _size(after)) for path, after in linked.items())
@@ -122,7 +178,7 @@ class _Comparison:
             self._found.append(Change(ChangeKind.ADDED, ROOT))
         elif self._differs(os.fstat(self._lower.fd), after, b".", b"."):
             self._found.append(Change(ChangeKind.MODIFIED, ROOT))
-        frames = [self._frame(b"", in_lower=in_lower, opaque=False)]
+        frames = [self._frame(b"", in_lower=in_lower, opaque=False, whole=self._only is None)]
         while frames:
             frame = frames[-1]
             if frame.names:
@@ -135,14 +191,16 @@ class _Comparison:
                 if frame.in_lower:
                     self._lower.up()
 
-    def _frame(self, path: bytes, *, in_lower: bool, opaque: bool) -> _Frame:
+    def _frame(self, path: bytes, *, in_lower: bool, opaque: bool, whole: bool) -> _Frame:
         """List the present directories; only an overlay's merged one shows lower names that it does not hold itself."""
+        if self._only is not None and not whole:
+            return _Frame(path, sorted(self._only.names(path), reverse=True), in_lower, opaque, whole)
         names = {os.fsencode(name) for name in os.listdir(self._upper.fd)}
         if self._partial and not opaque and path:  # the kernel takes no such mark on an overlay's root
             opaque = self._mark(b".", b"opaque") == b"y"
         if in_lower and (opaque or not self._partial):
             names.update(os.fsencode(name) for name in os.listdir(self._lower.fd))
-        return _Frame(path, sorted(names, reverse=True), in_lower, opaque)
+        return _Frame(path, sorted(names, reverse=True), in_lower, opaque, whole)
 
     def _compare(self, frame: _Frame, name: bytes) -> _Frame | None:
         """Compare one name; return the directory to enter."""
@@ -163,22 +221,23 @@ class _Comparison:
         elif self._differs(before, after, name, path):
             self._found.append(Change(ChangeKind.MODIFIED, path, _size(after)))
         elif not is_directory:
-            self._links.add(path, before, after)
+            self.links.add(path, before, after)
         if not is_directory:
             return None
         both = before is not None and stat.S_ISDIR(before.st_mode)
         self._upper.down(name)
         if both:
             self._lower.down(name)
-        return self._frame(path + b"/", in_lower=both, opaque=frame.opaque)
+        whole = frame.whole or not both or (self._only is not None and self._only.whole(path))
+        return self._frame(path + b"/", in_lower=both, opaque=frame.opaque, whole=whole)
 
     def _note_lower(self, path: bytes, before: os.stat_result, after: os.stat_result | None) -> None:
         """Remember what becomes of the names of files that may have several."""
         if stat.S_ISDIR(before.st_mode):
             if after is None or not stat.S_ISDIR(after.st_mode):
-                self._links.gone.add(path)
+                self.links.gone.add(path)
         elif before.st_nlink > 1:
-            self._links.seen.add(path)
+            self.links.seen.add(path)
 
     def _seen(self, directory: int, name: bytes, path: bytes) -> os.stat_result | None:
         """Return the status of an upper name; None where it is a socket or hides a lower name."""

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from layerfs.kernel.descent import Descent
 
@@ -92,3 +93,29 @@ class Links:
         """Tell whether a path is hidden, itself or by what is above it."""
         parts = path.split(b"/")
         return any(b"/".join(parts[:end]) in self.gone for end in range(1, len(parts) + 1))
+
+
+class UnseenNames:
+    """The names of linked files in two trees, each tree walked once and only if it must be."""
+
+    def __init__(self, lower: Path, upper: Path) -> None:
+        self._roots = (lower, upper)
+        self._names: list[dict[Inode, set[bytes]] | None] = [None, None]
+
+    def of(self, links: Links) -> set[bytes]:
+        """Return all names, on either side, of the files that look unchanged under one of them."""
+        found: set[bytes] = set()
+        for pair in links.unchanged.values():
+            for side, status in enumerate(pair):
+                if status.st_nlink > 1:
+                    found |= self._every(side).get(inode(status), set())
+        return found
+
+    def _every(self, side: int) -> dict[Inode, set[bytes]]:
+        known = self._names[side]
+        if known is None:
+            known = {}
+            for path, key in linked_names(os.open(self._roots[side], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)):
+                known.setdefault(key, set()).add(path)
+            self._names[side] = known
+        return known
