@@ -41,7 +41,7 @@ def layerfs(store: Path, *words: str | Path) -> str:
 
 
 def main_job(backend: str, store: Path, layout: Path, out: Path) -> tuple[set[Seen], set[str]]:
-    """Do what the README promises; return what find saw in the clone, and the lines of `layerfs diff`."""
+    """Do what the README promises; return what find saw in the clone, and the lines of `layerfs -q diff`."""
     layerfs(store, "--backend", backend, "image", "import", "--name", FIRST, layout)
     assert layerfs(store, "clone", FIRST, "box") == "box"
     assert layerfs(store, "shell", "box", "--", "sh", "-c", "id -u; . /etc/os-release; echo $NAME $FROM_IMAGE") == (
@@ -50,7 +50,7 @@ def main_job(backend: str, store: Path, layout: Path, out: Path) -> tuple[set[Se
     found = layerfs(store, "shell", "box", "--", "find", "/", "-xdev", "-printf", r"%P\t%M\t%T@\0")
     edit = "echo hello >/etc/motd && rm -r /usr/share/doc/less /etc/issue.net && ln /etc/motd /root/link && perl -e 1"
     layerfs(store, "shell", "box", "--", "bash", "-c", edit)
-    changes = set(layerfs(store, "diff", "box").splitlines())
+    changes = set(layerfs(store, "-q", "diff", "box").splitlines())
     layerfs(store, "commit", "box", SECOND, "-m", "edited by a shell")
     layerfs(store, "image", "export", SECOND, "-o", out)
     layerfs(store, "rm", "box")

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 Tree = Mapping[bytes, "Entry"]
@@ -118,16 +118,29 @@ def _value(name: str, value: object) -> str:
 def changes(before: Tree, after: Tree) -> list[tuple[str, bytes]]:
     """Return kind and path of what makes ``before`` into ``after``, in the terms of `layerfs.layer.changes`.
 
-    What lies in a directory that is gone, or that something else replaced, is not listed by itself.
+    What lies in a directory that is gone, or that something else replaced, is not listed by itself; nor is a name of
+    which only the other names of its file changed (`relinked`).
     """
     gone = {path for path, entry in before.items() if entry.is_directory and not _is_directory(after, path)}
     found = [
         ("deleted" if path not in after else "added" if path not in before else "modified", path)
-        for path in before.keys() | after.keys()
+        for path in (before.keys() | after.keys()) - relinked(before, after)
         if not (path not in after and any(above in gone for above in _above(path)))
         and before.get(path) != after.get(path)
     ]
     return sorted(found, key=lambda change: b"" if change[1] == b"." else change[1].replace(b"/", b"\0"))
+
+
+def relinked(before: Tree, after: Tree) -> set[bytes]:
+    """Return the names that show the same file as before, which has got or lost other names.
+
+    Whether such a name is listed as a change depends on what became of the others; the layer has to restore them all.
+    """
+    return {
+        path
+        for path in before.keys() & after.keys()
+        if before[path] != after[path] and before[path] == replace(after[path], links=before[path].links)
+    }
 
 
 def _is_directory(tree: Tree, path: bytes) -> bool:

@@ -63,7 +63,9 @@ def mirror_problem() -> str | None:
     """Return why this host itself cannot read its apt sources just now; None where it can."""
     with drivers.workspace("apt") as work:
         (work / "lists/partial").mkdir(parents=True)
-        options = (f"Dir::State::Lists={work / 'lists'}", "APT::Sandbox::User=root", "Debug::NoLocking=1")
+        (work / "cache/archives/partial").mkdir(parents=True)
+        places = (f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work / 'cache'}")
+        options = (*places, "APT::Sandbox::User=root", "Acquire::Languages=none")
         done = subprocess.run(
             ["apt-get", *(f"--option={option}" for option in options), "--error-on=any", "update"],
             check=False,
