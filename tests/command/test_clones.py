@@ -112,7 +112,7 @@ def test_a_fresh_clone_differs_in_nothing(stocked: Command) -> None:
 def test_diff_of_images(layerfs: Command, tmp_path: Path) -> None:
     layerfs("image", "import", samples.write_layout(tmp_path / "a", [samples.BASE], name="a:1"))
     layerfs("image", "import", samples.write_layout(tmp_path / "b", [samples.BASE, samples.SHRINK], name="b:1"))
-    lines = layerfs("diff", "a:1", "b:1").splitlines()
+    lines = layerfs("-q", "diff", "a:1", "b:1").splitlines()
     assert {"D /var/big", "A /var/small"} <= set(lines)
     document = layerfs.json("diff", "a:1", "b:1")["changes"]
     assert {"kind": "added", "path": "var/small", "size": 1} in document
@@ -125,7 +125,7 @@ def test_what_is_written_is_seen_by_diff(stocked: Command, fresh_dir: Path) -> N
     _write(stocked, "web", "etc/issue", "changed\n", target)
     _write(stocked, "web", "var/small", None, target)
     _write(stocked, "web", "etc/two\nlines\x1b[2J", "odd\n", target)
-    lines = stocked("diff", "web").splitlines()
+    lines = stocked("-q", "diff", "web").splitlines()
     assert {"M /etc/issue", "D /var/small", "A /etc/two\\nlines\\x1b[2J"} <= set(lines)
     paths = {change["path"] for change in stocked.json("diff", "web")["changes"]}
     assert "etc/two\nlines\x1b[2J" in paths
@@ -134,9 +134,56 @@ def test_what_is_written_is_seen_by_diff(stocked: Command, fresh_dir: Path) -> N
 @pytest.mark.root
 def test_a_name_that_is_not_utf8_is_exact_in_json(stocked: Command, fresh_dir: Path) -> None:
     _write(stocked, "web", os.fsdecode(b"caf\xe9"), "x", fresh_dir / "mnt")
-    assert "A /caf\\xe9" in stocked("diff", "web").splitlines()
+    assert "A /caf\\xe9" in stocked("-q", "diff", "web").splitlines()
     (change,) = [one for one in stocked.json("diff", "web")["changes"] if "path_base64" in one]
     assert (change["path"], change["path_base64"]) == ("caf\ufffd", "Y2Fm6Q==")
+
+
+@pytest.mark.root
+def test_diff_shows_sizes_and_sums_them_up(stocked: Command, fresh_dir: Path) -> None:
+    target = fresh_dir / "mnt"
+    _write(stocked, "web", "etc/issue", "changed\n", target)
+    _write(stocked, "web", "var/small", None, target)
+    _write(stocked, "web", "var/log", "x" * 2048, target)
+    lines = stocked("diff", "web").splitlines()
+    assert {"M      8 B  /etc/issue", "D      1 B  /var/small", "A  2.0 KiB  /var/log"} <= set(lines)
+    document = stocked.json("diff", "--stat", "web")
+    assert document["stat"]["added"] == {"count": 1, "size": 2048}
+    assert document["stat"]["deleted"] == {"count": 1, "size": 1}
+    assert document["stat"]["modified"]["size"] == 8
+    assert document["directories"][0] == {"path": "var", "count": 2, "size": 2049}
+    kinds, directories = stocked("diff", "--stat", "web").split("\n\n")
+    assert kinds.splitlines()[1].split() == ["added", "1", "2.0", "KiB"]
+    assert directories.splitlines()[1].split() == ["/var", "2", "2.0", "KiB"]
+    assert stocked.json("diff", "--stat", "web", "web")["directories"] == []
+
+
+@pytest.mark.root
+def test_verify_content_finds_what_no_time_tells(stocked: Command, mounted: Path) -> None:
+    issue = mounted / "etc/issue"
+    before = issue.stat()
+    issue.write_text(issue.read_text().upper())
+    os.utime(issue, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "M /etc/issue" not in stocked("-q", "diff", "test:1", "web").splitlines()
+    assert "M /etc/issue" in stocked("-q", "diff", "--verify-content", "test:1", "web").splitlines()
+    assert "M /etc/issue" in stocked("-q", "diff", "--verify-content", "web").splitlines()
+
+
+@pytest.mark.root
+def test_diff_opens_whatever_has_a_tree(stocked: Command, fresh_dir: Path) -> None:
+    _write(stocked, "web", "one", "1", fresh_dir / "mnt")
+    stocked("snapshot", "web", "first")
+    _write(stocked, "web", "two", "2", fresh_dir / "mnt")
+    digest, *_, top = [(image := stocked.json("image", "ls")["images"][0])["digest"], *image["layers"]]
+    trees = {"test:1": set(), digest[7:19]: set(), top: set(), "web@first": {"one"}, "web": {"one", "two"}}
+    for before, seen in trees.items():
+        for after, shown in trees.items():
+            changes = stocked.json("diff", before, after)["changes"]
+            assert {change["path"] for change in changes if change["path"] != "."} == seen ^ shown
+            assert {change["kind"] for change in changes if change["path"] != "."} <= {
+                "added" if shown > seen else "deleted"
+            }
+    assert "var/big" in {change["path"] for change in stocked.json("diff", image["layers"][0])["changes"]}
 
 
 @pytest.mark.root
@@ -145,11 +192,11 @@ def test_snapshot_and_rollback(stocked: Command, fresh_dir: Path) -> None:
     _write(stocked, "web", "one", "1", target)
     assert stocked("snapshot", "web", "first") == "first"
     _write(stocked, "web", "two", "2", target)
-    assert {"A /one", "A /two"} <= set(stocked("diff", "web").splitlines())
-    assert "A /one" not in stocked("diff", "web@first", "web").splitlines()
-    assert "A /two" in stocked("diff", "web@first", "web").splitlines()
+    assert {"A /one", "A /two"} <= set(stocked("-q", "diff", "web").splitlines())
+    assert "A /one" not in stocked("-q", "diff", "web@first", "web").splitlines()
+    assert "A /two" in stocked("-q", "diff", "web@first", "web").splitlines()
     assert stocked.json("rollback", "web", "first") == {"clone": "web", "snapshot": "first"}
-    changed = stocked("diff", "web").splitlines()
+    changed = stocked("-q", "diff", "web").splitlines()
     assert "A /one" in changed
     assert "A /two" not in changed
     assert "first" in stocked("ls")
@@ -164,8 +211,8 @@ def test_a_fork_starts_from_the_present_state(stocked: Command, fresh_dir: Path)
     _write(stocked, "web", "one", "1", target)
     assert stocked("fork", "web", "other") == "other"
     _write(stocked, "other", "two", "2", target)
-    assert {"A /one", "A /two"} <= set(stocked("diff", "other").splitlines())
-    assert "A /two" not in stocked("diff", "web").splitlines()
+    assert {"A /one", "A /two"} <= set(stocked("-q", "diff", "other").splitlines())
+    assert "A /two" not in stocked("-q", "diff", "web").splitlines()
     assert stocked("fork", "web").startswith("web-")
 
 
@@ -179,7 +226,7 @@ def test_commit_makes_an_image_with_one_layer_more(stocked: Command, fresh_dir: 
     assert len(image["layers"]) == 4
     newest = stocked.json("image", "history", "test:2")["history"][0]
     assert (newest["comment"], newest["author"]) == ("a word", "somebody")
-    assert "A /etc/new" in stocked("diff", "test:1", "test:2").splitlines()
+    assert "A /etc/new" in stocked("-q", "diff", "test:1", "test:2").splitlines()
     assert stocked("clone", "test:2", "next") == "next"
     assert stocked("diff", "next") == ""
 
@@ -244,7 +291,7 @@ def test_a_volatile_mount(stocked: Command, fresh_dir: Path) -> None:
         (target / "fast").touch()
     finally:
         stocked("umount", "web")
-    assert "A /fast" in stocked("diff", "web").splitlines()
+    assert "A /fast" in stocked("-q", "diff", "web").splitlines()
 
 
 def test_du(stocked: Command) -> None:
@@ -291,7 +338,7 @@ def test_a_command_runs_in_the_clone(shell: Command) -> None:
     assert shell("shell", "box", "--", "cat", "/etc/issue") == "layerfs test"
     assert shell("shell", "box", "cat", "/etc/issue") == "layerfs test"
     shell("shell", "box", "--", "sh", "-c", "echo hello > /etc/motd")
-    assert "A /etc/motd" in shell("diff", "box").splitlines()
+    assert "A /etc/motd" in shell("-q", "diff", "box").splitlines()
     assert shell("rm", "box") == "box"
 
 

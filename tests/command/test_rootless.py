@@ -36,7 +36,7 @@ def test_the_main_job(run_rootless: Rootless, user: Command, readable: Path, roo
         _stock(user, readable)
         identity = user("shell", "box", "--", "id", "-u")
         user("shell", "box", "--", "sh", "-c", "echo hello > /etc/motd; rm /etc/issue")
-        changes = user("diff", "box").splitlines()
+        changes = user("-q", "diff", "box").splitlines()
         layers = len(user.json("commit", "box", "shell:2")["layers"])
         user("image", "export", "shell:2", "-o", rootless_dir / "out.tar")
         user("clone", "shell:2", "second")

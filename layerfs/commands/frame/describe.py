@@ -40,14 +40,15 @@ def image_document(image: Image) -> dict[str, Json]:
 
 
 def change_document(change: Change) -> dict[str, Json]:
-    """Describe a change; ``path_base64`` holds the exact name of one that is not UTF-8."""
-    document: dict[str, Json] = {
-        "kind": str(change.kind),
-        "path": change.path.decode("utf-8", "replace"),
-        "size": change.size,
-    }
+    """Describe a change; ``size`` is that of a regular file in bytes, before it went if it was deleted."""
+    return {"kind": str(change.kind), **path_document(change.path), "size": change.size}
+
+
+def path_document(path: bytes) -> dict[str, Json]:
+    """Describe a path inside a tree; ``path_base64`` holds the exact name of one that is not UTF-8."""
+    document: dict[str, Json] = {"path": path.decode("utf-8", "replace")}
     try:
-        change.path.decode("utf-8")
+        path.decode("utf-8")
     except UnicodeDecodeError:
-        document["path_base64"] = base64.b64encode(change.path).decode("ascii")
+        document["path_base64"] = base64.b64encode(path).decode("ascii")
     return document
