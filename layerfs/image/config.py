@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -172,10 +173,7 @@ class ImageConfig:
     @property
     def chain_ids(self) -> tuple[Digest, ...]:
         """Return the ChainID of every layer, from the lowest up."""
-        chain: list[Digest] = []
-        for diff_id in self.diff_ids:
-            chain.append(chain_id(chain[-1] if chain else None, diff_id))
-        return tuple(chain)
+        return _chain_ids(self.diff_ids)
 
     def descriptor(self, media_type: str = media_types.OCI_CONFIG) -> Descriptor:
         """Return the descriptor by which a manifest names this configuration."""
@@ -207,3 +205,12 @@ def _diff_ids(fields: Fields) -> tuple[Digest, ...]:
     if kind != "layers":
         raise Corrupt(f"{rootfs.name('type')} is {shown(kind)}, not 'layers'")
     return rootfs.digests("diff_ids")
+
+
+@lru_cache(maxsize=64)
+def _chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:
+    """Compute them once an image: a clone asks three times, and 128 layers are 128 digests."""
+    chain: list[Digest] = []
+    for diff_id in diff_ids:
+        chain.append(chain_id(chain[-1] if chain else None, diff_id))
+    return tuple(chain)
