@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from layerfs.image.files import ArchiveFormat
     from layerfs.image.platform import Platform
     from layerfs.images import Image
+    from layerfs.kernel.userns import IdMap, IdRange
     from layerfs.layer.changes import Change
     from layerfs.layer.compression import Compression
+    from layerfs.layer.limits import LimitExceeded, Limits
     from layerfs.reclaim import DiskUsage, PrunePlan
     from layerfs.snapshotter import Snapshotter
     from layerfs.store import Store
@@ -100,8 +102,10 @@ _HOMES = {
     "layerfs.image.files": ("ArchiveFormat",),
     "layerfs.image.platform": ("Platform",),
     "layerfs.images": ("Image",),
+    "layerfs.kernel.userns": ("IdMap", "IdRange"),
     "layerfs.layer.changes": ("Change",),
     "layerfs.layer.compression": ("Compression",),
+    "layerfs.layer.limits": ("LimitExceeded", "Limits"),
     "layerfs.reclaim": ("DiskUsage", "PrunePlan"),
     "layerfs.snapshotter": ("Snapshotter",),
     "layerfs.store": ("Store", "open_store"),
@@ -125,12 +129,16 @@ __all__ = [
     "Driver",
     "DriverFactory",
     "FailedPrecondition",
+    "IdMap",
+    "IdRange",
     "Image",
     "Info",
     "InvalidArgument",
     "Kind",
     "LayerRoot",
     "LayerfsError",
+    "LimitExceeded",
+    "Limits",
     "Listener",
     "LoopVolume",
     "Mount",

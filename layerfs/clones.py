@@ -271,6 +271,7 @@ class Clone:
 
         The clone stays as it is. The same changes give the same layer, byte for byte.
         """
+        from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
         from layerfs.layer.write import write_layer  # noqa: PLC0415  see the imports above
 
         images = self._clones.images
@@ -284,6 +285,7 @@ class Clone:
                     blob,
                     compression=compression,
                     level=level,
+                    owners=Owners(self._parts.id_map) if self._parts.id_map else None,
                     listener=listener,
                 )
                 blob.commit(written.digest)

@@ -33,6 +33,7 @@ from layerfs.parts import Parts
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.image.sources import Source
     from layerfs.layer.apply import Applied
+    from layerfs.layer.limits import Limits
 
 LAYER_LABEL = "layerfs/layer"
 """Marks the snapshots that hold unpacked layers: those that `prune` may remove once no image names them."""
@@ -101,12 +102,14 @@ class Images:
         names: Sequence[str] = (),
         platform: Platform | None = None,
         unpack: bool = True,
+        limits: Limits | None = None,
         listener: Listener = ignore,
     ) -> tuple[Image, ...]:
         """Import the images of an archive or layout; ``names`` replace those that it gives to a single image.
 
-        ``platform`` selects from an index, the host's by default. Every blob is verified. Raise `Corrupt` for
-        bytes that are not what their digest says; nothing of an image that fails is kept.
+        ``platform`` selects from an index, the host's by default. Every blob is verified, and no layer may go beyond
+        ``limits``. Raise `Corrupt` for bytes that are not what their digest says; nothing of an image that fails is
+        kept.
         """
         from layerfs.image.sources import open_source  # noqa: PLC0415  see the imports above
 
@@ -118,7 +121,9 @@ class Images:
                     hint="import it without names, then `layerfs image tag`",
                 )
             return tuple(
-                self._import_one(source, image.manifest, names or image.names, unpack=unpack, listener=listener)
+                self._import_one(
+                    source, image.manifest, names or image.names, unpack=unpack, limits=limits, listener=listener
+                )
                 for image in found
             )
 
@@ -174,8 +179,8 @@ class Images:
                 images.delete(connection, image.digest)
         return image
 
-    def unpack(self, image: Image, *, listener: Listener = ignore) -> None:
-        """Make sure that every layer of an image is there as a snapshot."""
+    def unpack(self, image: Image, *, limits: Limits | None = None, listener: Listener = ignore) -> None:
+        """Make sure that every layer of an image is there as a snapshot, none of them beyond ``limits``."""
         if not image.top or self._is_unpacked(image.top):
             return  # and so is every layer below it
         parent = ""
@@ -185,7 +190,7 @@ class Images:
             if not self._is_unpacked(chain):
                 with locks.locked(self._parts.lock_file, locks.named(chain), exclusive=True, what=f"the layer {chain}"):
                     if not self._is_unpacked(chain):
-                        self._unpack_layer(blob, diff_id, chain, parent, listener)
+                        self._unpack_layer(blob, diff_id, chain, parent, limits, listener)
             parent = chain
 
     def _named(self, reference: str) -> NamedImage:
@@ -196,7 +201,14 @@ class Images:
         return NamedImage(image.names, image.manifest)
 
     def _import_one(
-        self, source: Source, manifest: Manifest, names: Iterable[str], *, unpack: bool, listener: Listener
+        self,
+        source: Source,
+        manifest: Manifest,
+        names: Iterable[str],
+        *,
+        unpack: bool,
+        limits: Limits | None,
+        listener: Listener,
     ) -> Image:
         self._take(source, manifest.config, listener)
         config = ImageConfig.parse(self._parts.blobs.read(manifest.config))
@@ -206,7 +218,7 @@ class Images:
         self._parts.blobs.put_bytes(manifest.raw)
         image = Image(manifest.digest, (), manifest, config, 0, moment(0))
         if unpack:
-            self.unpack(image, listener=listener)
+            self.unpack(image, limits=limits, listener=listener)
         return self.add(manifest, config, names)
 
     def _take(self, source: Source, blob: Descriptor, listener: Listener) -> None:
@@ -214,7 +226,9 @@ class Images:
             with source.open(blob.digest) as stream:
                 self._parts.blobs.put(stream, blob, listener)
 
-    def _unpack_layer(self, blob: Descriptor, diff_id: Digest, chain: str, parent: str, listener: Listener) -> None:
+    def _unpack_layer(
+        self, blob: Descriptor, diff_id: Digest, chain: str, parent: str, limits: Limits | None, listener: Listener
+    ) -> None:
         """Unpack one layer under a key of its own, and commit it only if it is what its DiffID says."""
         snapshotter = self._parts.snapshotter
         key = f"{UNPACKING}{chain}"
@@ -222,18 +236,28 @@ class Images:
             snapshotter.remove(key)  # what a crash left; the lock tells that nobody works on it
         mounts = snapshotter.prepare(key, parent)
         try:
-            applied = self._apply(blob, key, mounts, parent, listener)
+            applied = self._apply(blob, key, mounts, parent, limits, listener)
             _check_diff_id(blob, applied.diff_id, diff_id)
             snapshotter.commit(chain, key, labels={LAYER_LABEL: str(blob.digest)})
         except BaseException:
             snapshotter.remove(key)
             raise
 
-    def _apply(self, blob: Descriptor, key: str, mounts: Sequence[Mount], parent: str, listener: Listener) -> Applied:
+    def _apply(
+        self,
+        blob: Descriptor,
+        key: str,
+        mounts: Sequence[Mount],
+        parent: str,
+        limits: Limits | None,
+        listener: Listener,
+    ) -> Applied:
         from layerfs.layer.apply import OwnerPolicy, apply  # noqa: PLC0415  see the imports above
+        from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
 
+        owners = Owners(self._parts.id_map) if self._parts.id_map else None
         # An ordinary user, or a namespace of one id, has but itself: owners are kept where more than one can exist.
-        alone = os.geteuid() != 0 or userns.id_map().single
+        alone = owners is None and (os.geteuid() != 0 or userns.id_map().single)
         with ExitStack() as stack:
             root = self._parts.layer_root(key)
             if root is None:
@@ -246,6 +270,8 @@ class Images:
                 lower=lower,
                 base=not parent,
                 owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
+                owners=owners,
+                limits=limits,
                 listener=listener,
                 item=blob.digest,
                 total=blob.size,

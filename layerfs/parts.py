@@ -14,6 +14,7 @@ from layerfs.contract import Candidates, DirectAccess, Driver, Kind, LayerRoot, 
 from layerfs.errors import Busy, Unsupported
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import mounting
+from layerfs.kernel.userns import IdMap
 from layerfs.metadata.database import Database
 from layerfs.snapshotter import Snapshotter
 
@@ -33,6 +34,8 @@ class Parts:
     driver: Driver
     snapshotter: Snapshotter
     blobs: BlobStore
+    id_map: IdMap | None = None
+    """The ids that layers have in this store; None for those that they say."""
 
     def working(self) -> AbstractContextManager[None]:
         """Hold the store against what deletes the bytes that nobody names yet."""

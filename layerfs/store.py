@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from layerfs.image.files import ArchiveFormat
 from layerfs.image.platform import Platform
 from layerfs.images import Image, Images
 from layerfs.kernel import userns
+from layerfs.kernel.userns import IdMap
 from layerfs.metadata import settings
 from layerfs.metadata.database import Database
 from layerfs.parts import Parts
@@ -28,6 +30,7 @@ from layerfs.snapshotter import Snapshotter
 
 if TYPE_CHECKING:
     from layerfs.layer.changes import Change
+    from layerfs.layer.limits import Limits
 
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
@@ -37,6 +40,8 @@ _LOCK = "lock"
 _BLOBS = "blobs"
 _VOLUME = "volume"
 """The setting that names the file system of the store's volume."""
+_UIDMAP, _GIDMAP = "uidmap", "gidmap"
+"""The settings that hold the store's id map, as `layerfs.layer.owners.format_ranges` writes it."""
 
 
 def default_path() -> Path:
@@ -56,17 +61,23 @@ def open_store(
     options: Mapping[str, str] | None = None,
     create: bool = True,
     loop: volume.LoopVolume | None = None,
+    id_map: IdMap | None = None,
     clock: Callable[[], int] = time.time_ns,
 ) -> Store:
     """Open the store in a directory, and make one there if it is missing or empty and ``create`` allows it.
 
     ``driver`` "auto" is the store's own one, or for a new store the first that works there. ``options`` are the
     driver's; a new store remembers them. ``loop`` puts the snapshots of a new store on a file system of their own.
-    Raise `NotFound` for no store, `FailedPrecondition` for a directory with other things in it, for another driver
-    than the store's, and for a store of a newer layerfs.
+    ``id_map`` gives every layer of a new store the owners that it has outside a user namespace of that map; a store
+    keeps its map for good, since it shares layers between images.
+
+    Raise `InvalidArgument` for a map that has no root, `NotFound` for no store, `FailedPrecondition` for a directory
+    with other things in it, for another driver or id map than the store's, and for a store of a newer layerfs.
     """
     place = Path(path) if path is not None else default_path()
     place = Path(os.path.abspath(place))
+    if id_map is not None:
+        _check_id_map(id_map)
     if not (place / _DATABASE).exists():
         if not create:
             raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
@@ -79,7 +90,7 @@ def open_store(
             with database.read() as connection:
                 own = settings.get(connection, "driver")
             if own is None:
-                own = _initialize(place, database, driver, options or {}, loop, clock)
+                own = _initialize(place, database, driver, options or {}, loop, id_map, clock)
             elif loop is not None:
                 raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
             _attach_volume(place, database, own)
@@ -90,10 +101,16 @@ def open_store(
             )
         with database.read() as connection:
             remembered = settings.below(connection, "option.")
+            own_map = _read_id_map(connection)
+        if id_map not in {None, own_map}:
+            raise FailedPrecondition(
+                f"{place} is a store with another id map", hint="leave the map out, or make another store"
+            )
         opened = drivers.open_driver(own, place / own, {**remembered, **(options or {})})
         undo.callback(opened.close)
         snapshotter = Snapshotter(opened, database, lock_file, clock=clock)
-        store = Store(Parts(place, lock_file, database, opened, snapshotter, BlobStore(place / _BLOBS)), clock=clock)
+        blobs = BlobStore(place / _BLOBS)
+        store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map), clock=clock)
         undo.pop_all()
     return store
 
@@ -116,6 +133,11 @@ class Store:
     def driver(self) -> Driver:
         """Return its driver."""
         return self._parts.driver
+
+    @property
+    def id_map(self) -> IdMap | None:
+        """Return the map by which its layers got their owners; None for the owners that the layers say."""
+        return self._parts.id_map
 
     @property
     def snapshotter(self) -> Snapshotter:
@@ -161,17 +183,19 @@ class Store:
         names: Sequence[str] = (),
         platform: Platform | None = None,
         unpack: bool = True,
+        limits: Limits | None = None,
         listener: Listener = ignore,
     ) -> tuple[Image, ...]:
         """Import the images of an OCI layout (directory or tar) or a docker-archive.
 
         ``names`` replace those that the archive gives to its single image; ``platform`` selects from an index, the
-        host's by default. Every digest and size is verified. Raise `Corrupt`, `Unsupported`, `NoSpace`; nothing of
-        an image that fails is kept.
+        host's by default. Every digest and size is verified. ``limits`` bound what a layer may cost when it is
+        unpacked, now; a later `clone` of an image that was not unpacked uses the default ones. Raise `Corrupt`,
+        `Unsupported`, `NoSpace`, `LimitExceeded`; nothing of an image that fails is kept.
         """
         try:
             return self._images.import_from(
-                Path(source), names=names, platform=platform, unpack=unpack, listener=listener
+                Path(source), names=names, platform=platform, unpack=unpack, limits=limits, listener=listener
             )
         except BaseException:
             self._reclaim.collect()
@@ -304,6 +328,7 @@ def _initialize(
     driver: str,
     options: Mapping[str, str],
     loop: volume.LoopVolume | None,
+    id_map: IdMap | None,
     clock: Callable[[], int],
 ) -> str:
     """Decide a new store's driver, write it down, and return it; leave no store on failure."""
@@ -321,11 +346,35 @@ def _initialize(
                 settings.put(connection, f"option.{key}", value)
             if loop is not None:
                 settings.put(connection, _VOLUME, loop.file_system)
+            if id_map is not None:
+                _write_id_map(connection, id_map)
     except BaseException:
         database.close()
         _unmake(place, driver)
         raise
     return name
+
+
+def _check_id_map(id_map: IdMap) -> None:
+    from layerfs.layer.owners import Owners  # noqa: PLC0415  few stores have a map
+
+    Owners(id_map)
+
+
+def _write_id_map(connection: sqlite3.Connection, id_map: IdMap) -> None:
+    from layerfs.layer.owners import format_ranges  # noqa: PLC0415  few stores have a map
+
+    settings.put(connection, _UIDMAP, format_ranges(id_map.users))
+    settings.put(connection, _GIDMAP, format_ranges(id_map.groups))
+
+
+def _read_id_map(connection: sqlite3.Connection) -> IdMap | None:
+    users, groups = (settings.get(connection, key) for key in (_UIDMAP, _GIDMAP))
+    if users is None or groups is None:
+        return None
+    from layerfs.layer.owners import parse_ranges  # noqa: PLC0415  few stores have a map
+
+    return IdMap(parse_ranges(users.split()), parse_ranges(groups.split()))
 
 
 def _attach_volume(place: Path, database: Database, driver: str) -> None:

@@ -25,6 +25,7 @@ from layerfs.layer import attributes, tar
 from layerfs.layer.digest import Digest
 from layerfs.layer.directories import Directories, Directory, Names, Purpose, is_whiteout
 from layerfs.layer.limits import Limits, check
+from layerfs.layer.owners import Owners
 from layerfs.layer.pipeline import LayerStream, Readable
 from layerfs.layer.reader import TarReader
 from layerfs.layer.tar import Header, shown
@@ -74,6 +75,7 @@ def apply(
     lower: Path | None = None,
     base: bool = False,
     owner: OwnerPolicy = OwnerPolicy.KEEP,
+    owners: Owners | None = None,
     limits: Limits | None = None,
     listener: Listener = ignore,
     item: str = "",
@@ -85,6 +87,7 @@ def apply(
     the layer does not list get their attributes from there, symbolic links there are followed, hard links to files
     there copy them up, and whiteouts of nothing are left out. Without it such directories belong to root with mode
     0755, and such hard links fail. ``base`` tells that nothing is below at all, so that whiteouts have no meaning.
+    ``owners`` translate the ids of the layer to those on disk.
 
     ``listener`` hears of the compressed bytes, ``item`` and ``total`` (bytes) being passed on. Raise `Corrupt` for what
     is no sound layer, `LimitExceeded` for one beyond ``limits``, `Unsupported` for what the root cannot hold, and the
@@ -94,7 +97,8 @@ def apply(
     try:
         with LayerStream(stream, limits) as source:
             reader = TarReader(_reported(source, listener, item, total), limits)
-            squashed = _apply(reader, root, lower, base=base, lenient=owner is OwnerPolicy.SQUASH, limits=limits)
+            lenient = owner is OwnerPolicy.SQUASH
+            squashed = _apply(reader, root, lower, base=base, lenient=lenient, owners=owners, limits=limits)
             for _ in _reported(source, listener, item, total):
                 pass
     except OSError as error:
@@ -109,15 +113,28 @@ def _reported(source: LayerStream, listener: Listener, item: str, total: int | N
         yield block
 
 
-def _apply(reader: TarReader, root: LayerRoot, lower: Path | None, *, base: bool, lenient: bool, limits: Limits) -> int:
+def _apply(
+    reader: TarReader,
+    root: LayerRoot,
+    lower: Path | None,
+    *,
+    base: bool,
+    lenient: bool,
+    owners: Owners | None,
+    limits: Limits,
+) -> int:
     """Apply every entry; return how many things were squashed."""
     tracking = root.whiteouts is Whiteouts.REMOVE and not base and not _is_empty(root.path)
     directories = Directories(
         root, None if lower is None else os.fsencode(lower), base=base, tracking=tracking, lenient=lenient
     )
     with closing(directories):
+        if owners is not None:
+            directories.owner = owners.root
+            if base:
+                os.fchown(directories.root.fd, *owners.root)
         applier = _Applier(directories, reader.payload, limits)
-        for header in reader:
+        for header in reader if owners is None else owners.unpacked(reader):
             try:
                 applier.add(header)
             except OSError as error:

@@ -88,6 +88,8 @@ class Directories:
         self._open: dict[bytes, Directory] = {}
         self._lower = -1
         self._hollow: set[bytes] = set()
+        self.owner = (0, 0)
+        """User and group of the directories that no layer lists."""
         self.pinned: Directory | None = None
         """A directory that stays open whatever else is opened."""
         fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -268,7 +270,7 @@ class Directories:
         made = self._adopt(here, name, fd, names=None if here.names is None else {}, opaque=here.opaque)
         made.touched = True
         made.times = (0, 0)
-        self.set_attributes(made, mode, 0, 0, {})
+        self.set_attributes(made, mode, *self.owner, {})
         if opaque:
             self.make_opaque(made)
         return made

@@ -50,5 +50,5 @@ def check(limits: Limits, name: str, value: int, what: str) -> None:
     if value > allowed:
         raise LimitExceeded(
             f"{what} is beyond the limit {name}={allowed}: {value}",
-            hint=f"if you trust the layer, raise {name} in layerfs.layer.limits.Limits",
+            hint=f"if you trust the layer, raise it: `layerfs image import --limit {name}=...`, or Limits({name}=...)",
         )

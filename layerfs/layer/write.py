@@ -24,6 +24,7 @@ from layerfs.layer.compression import Compression
 from layerfs.layer.digest import Digest
 from layerfs.layer.links import Inode, linked_names
 from layerfs.layer.output import LayerOutput, Writable
+from layerfs.layer.owners import Owners
 from layerfs.layer.tar import Header, shown
 
 _WHITEOUT = b".wh."
@@ -62,21 +63,23 @@ def write_layer(
     *,
     compression: Compression = Compression.ZSTD,
     level: int | None = None,
+    owners: Owners | None = None,
     listener: Listener = ignore,
     item: str = "",
 ) -> Written:
     """Write the layer of ``changes`` to ``out``, taking added and modified files from ``root``.
 
     ``root`` is the changed tree, or the overlay's upper directory that holds what changed. ``level`` is that of
-    `layerfs.layer.compression.compressor`. The listener hears of file contents, in bytes. Raise `Unsupported` for a
-    name that a layer cannot have, `FailedPrecondition` for a tree that changes meanwhile.
+    `layerfs.layer.compression.compressor`. ``owners`` translate the ids on disk to those of the layer. The listener
+    hears of file contents, in bytes. Raise `Unsupported` for a name that a layer cannot have, `FailedPrecondition` for
+    a tree that changes meanwhile, and for an owner that cannot be translated.
     """
     listed = {change.path: change for change in changes}
     total = sum(change.size for change in listed.values() if change.kind is not ChangeKind.DELETED)
     report = _Report(listener, item, total)
     with LayerOutput(out, compression, level) as output:
         try:
-            with _Writer(root, output, report) as writer:
+            with _Writer(root, output, report, owners) as writer:
                 writer.run(listed)
         except OSError as error:
             raise _explained(root, error) from error
@@ -125,10 +128,11 @@ def _order(path: bytes, *, deleted: bool) -> bytes:
 class _Writer:
     """Write entries, one after the other, in their order."""
 
-    def __init__(self, root: LayerRoot, output: LayerOutput, report: _Report) -> None:
+    def __init__(self, root: LayerRoot, output: LayerOutput, report: _Report, owners: Owners | None) -> None:
         self._whiteouts = root.whiteouts
         self._output = output
         self._report = report
+        self._owners = owners
         self._root = os.open(root.path, _DIRECTORY)
         self._here = self._root
         self._here_path = b""
@@ -181,7 +185,7 @@ class _Writer:
             first, names = self._links.get(inode, (path, status.st_nlink))
             self._links[inode] = (first, names - 1)
             if first != path:
-                self._emit(_header(path, status, {}, kind=tar.HARD_LINK, link=first))
+                self._emit_file(_header(path, status, {}, kind=tar.HARD_LINK, link=first))
                 return
         if stat.S_ISREG(status.st_mode):
             self._write_regular(path, name)
@@ -196,7 +200,7 @@ class _Writer:
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(2, "the file was replaced by another", path)
             xattrs = attributes.from_disk(attributes.read(fd), self._whiteouts)
-            self._emit(_header(path, status, xattrs))
+            self._emit_file(_header(path, status, xattrs))
             self._copy(fd, path, status.st_size)
         finally:
             os.close(fd)
@@ -218,7 +222,11 @@ class _Writer:
         """Write an entry that has no contents."""
         xattrs = attributes.from_disk(attributes.read(attributes.proc_path(directory, name)), self._whiteouts)
         link = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
-        self._emit(_header(path, status, xattrs, link=link))
+        self._emit_file(_header(path, status, xattrs, link=link))
+
+    def _emit_file(self, header: Header) -> None:
+        """Write the header of what is on disk, with the owners of a layer."""
+        self._emit(header if self._owners is None else self._owners.packed(header))
 
     def _emit(self, header: Header) -> None:
         self.entries += 1

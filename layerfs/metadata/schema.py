@@ -7,7 +7,9 @@ version. Times are nanoseconds since 1970 (UTC), sizes bytes, digests text as in
 from __future__ import annotations
 
 _VERSION_1 = """
--- What the store is: "driver" and its options ("option.NAME"), "created", and "boot", the boot of the last open.
+-- What the store is: "driver" and its options ("option.NAME"), "created", and "boot", the boot of the last open;
+-- where layers are unpacked with other owners than theirs, "uidmap" and "gidmap": ranges INSIDE:OUTSIDE:COUNT with
+-- blanks between.
 CREATE TABLE settings (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL

@@ -174,8 +174,10 @@ def test_diff_opens_whatever_has_a_tree(stocked: Command, fresh_dir: Path) -> No
     _write(stocked, "web", "one", "1", fresh_dir / "mnt")
     stocked("snapshot", "web", "first")
     _write(stocked, "web", "two", "2", fresh_dir / "mnt")
-    digest, *_, top = [(image := stocked.json("image", "ls")["images"][0])["digest"], *image["layers"]]
-    trees = {"test:1": set(), digest[7:19]: set(), top: set(), "web@first": {"one"}, "web": {"one", "two"}}
+    (image,) = stocked.json("image", "ls")["images"]
+    names: list[set[str]] = [set(), {"one"}, {"one", "two"}]
+    same, top = image["digest"][7:19], image["layers"][-1]
+    trees = {"test:1": names[0], same: names[0], top: names[0], "web@first": names[1], "web": names[2]}
     for before, seen in trees.items():
         for after, shown in trees.items():
             changes = stocked.json("diff", before, after)["changes"]

@@ -217,3 +217,17 @@ def test_an_image_that_is_not_there(stocked: Command, tmp_path: Path, verb: str)
     assert "missing:1" in error
     assert "hint: " in error
     assert not (tmp_path / "x").exists()
+
+
+def test_limits_are_settings(layerfs: Command, layout: Path) -> None:
+    said = layerfs.fails(7, "image", "import", layout, "--limit", "file_bytes=10K")
+    assert "file_bytes=10240" in said
+    assert "--limit file_bytes=" in said
+    said = layerfs.fails(7, "image", "import", layout, "--limit", "entries=2", "--limit", "file_bytes=1G")
+    assert "entries=2" in said
+    layerfs("image", "import", layout, "--limit", "stream_bytes=1G", "--limit", "entries=100")
+
+
+@pytest.mark.parametrize("text", ["entries", "entries=-1", "entries=2K", "=5", "fun=1", "file_bytes=much"])
+def test_what_is_no_limit_is_refused(layerfs: Command, layout: Path, text: str) -> None:
+    assert "limit" in layerfs.fails(2, "image", "import", layout, "--limit", text)

@@ -90,3 +90,29 @@ def test_a_store_with_a_mounted_clone_is_not_closed(store: Command, layout: Path
     finally:
         store.run("umount", "web")
         store.run("store", "close")
+
+
+@pytest.mark.root
+def test_a_store_for_a_user_namespace(layerfs: Command, layout: Path, fresh_dir: Path) -> None:
+    layerfs("store", "create", "--uidmap", "0:100000:65536", "--gidmap", "0:200000:1", "--gidmap", "1:5:10")
+    layerfs("image", "import", layout)
+    layerfs("clone", "test:1", "web")
+    target = fresh_dir / "mnt"
+    target.mkdir()
+    layerfs("mount", "web", target)
+    status = (target / "etc/issue").stat()
+    layerfs("umount", "web")
+    assert (status.st_uid, status.st_gid) == (100_000, 200_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--uidmap", "0:1"], "INSIDE:OUTSIDE:COUNT"),
+        (["--uidmap", "5:5:5"], "no root"),
+        (["--gidmap", "0:0:5"], "--gidmap needs --uidmap"),
+    ],
+)
+def test_a_map_that_is_none_makes_no_store(layerfs: Command, words: list[str], said: str) -> None:
+    assert said in layerfs.fails(2, "store", "create", *words)
+    assert not layerfs.store.exists()
