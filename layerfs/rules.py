@@ -58,7 +58,9 @@ def parent(connection: sqlite3.Connection, name: str) -> SnapshotId | None:
 
 
 def rebase(connection: sqlite3.Connection, row: Row, name: str, driver: Driver) -> None:
-    """Give a snapshot that was made without a parent its parent; a parent that it has already may be named again."""
+    """Give a snapshot without a parent its parent; "" and the parent that it has already change nothing."""
+    if not name:
+        return
     if row.parent is not None:
         if snapshots.get(connection, row.parent).name != name:
             raise InvalidArgument(f"{row.name!r} has a parent already; only one without can be given one at commit")
