@@ -11,6 +11,8 @@ from layerfs.layer import attributes
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = 1 << 30
+_PIECE = 1 << 20
+_NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def copy_up(below: int, directory: int, name: bytes, whiteouts: Whiteouts, *, lenient: bool) -> None:
@@ -66,9 +68,20 @@ def _seek(fd: int, offset: int, whence: int) -> int | None:
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
-    """Copy bytes inside the kernel."""
+    """Copy bytes inside the kernel where it can: not from an overlay, which the lower layers are, to its upper file."""
+    inside = True
     while start < end:
-        copied = os.copy_file_range(source, target, min(_STEP, end - start), start, start)
-        if not copied:
-            return
+        copied = 0
+        if inside:
+            try:
+                copied = os.copy_file_range(source, target, min(_STEP, end - start), start, start)
+            except OSError as error:
+                if error.errno not in _NO_COPY_RANGE:
+                    raise
+                inside = False
+        if not copied:  # also where copy_file_range(2) stops early without an error, as it may
+            block = os.pread(source, min(_PIECE, end - start), start)
+            if not block:
+                return
+            copied = os.pwrite(target, block, start)
         start += copied
