@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +46,14 @@ def _make_ext4(image: Path) -> None:
 
 def unmount_below(directory: Path) -> None:
     """Unmount everything below a directory, the last first; raise `Failed` for what stays busy."""
+    points = mounts_below(directory)
     for _ in range(_TRIES):
+        for point in reversed(points):
+            subprocess.run(["umount", point], check=False, capture_output=True)
         points = mounts_below(directory)
         if not points:
             return
-        for point in reversed(points):
-            subprocess.run(["umount", point], check=False, capture_output=True)
+        time.sleep(0.1)
     raise Failed(f"cannot unmount {', '.join(points)}")
 
 

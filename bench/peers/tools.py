@@ -265,7 +265,7 @@ class Tar(_Plain):
     def __init__(self, name: str, needs: Needs, compression: str, *words: str) -> None:
         self.name = name
         self.needs = needs
-        self.compressions = (compression,) if compression else BOTH
+        self.compressions: tuple[str, ...] = (compression,) if compression else BOTH
         self._words = words
 
     def work(self, run: Run) -> Path:
