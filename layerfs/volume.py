@@ -81,6 +81,6 @@ def detach(place: Path, driver: str) -> bool:
         shown = (point.upper, *point.lowers)
         inside = any(Path(directory).is_relative_to(target) for directory in shown if directory)
         if inside or (point.device == volumes[-1].device and point.path != target):
-            raise Busy(f"{point.path} shows what is on the volume of {place}", hint=f"umount {point.path}")
+            raise Busy(f"{point.path} shows what is on the volume of {place}", hint=f"layerfs umount {point.path}")
     mounting.unmount(target)
     return True

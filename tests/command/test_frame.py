@@ -108,13 +108,17 @@ def test_without_arguments_help_goes_to_standard_error(nowhere: Command) -> None
 HEAVY = ("rich", "sqlite3", "ctypes", "logging", "importlib.metadata", "json", "pathlib", "subprocess", "tempfile")
 
 
+def _run_uncovered(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python without coverage, which would start in it as well and import what it needs itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, env=environment)
+
+
 def test_help_imports_neither_the_verbs_nor_the_core() -> None:
     code = (
         "import sys; from layerfs.command import cli; cli.main(['--help'], standalone_mode=False); print(*sys.modules)"
     )
-    # Coverage would start in the child as well, and import what it needs itself.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    done = _run_uncovered("-c", code)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert loaded.isdisjoint(HEAVY)
     frame = {"plugins", "lazy", "session", "failure", "text", "verb"}
@@ -125,7 +129,7 @@ def test_help_imports_neither_the_verbs_nor_the_core() -> None:
 
 def test_the_measuring_script_runs() -> None:
     script = REPOSITORY / "bench/startup.py"
-    done = subprocess.run([sys.executable, script, "1", "--imports"], check=True, capture_output=True, text=True)
+    done = _run_uncovered(str(script), "1", "--imports")
     assert "layerfs --help" in done.stdout
     assert "layerfs.command" in done.stdout
 

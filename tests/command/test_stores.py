@@ -85,7 +85,7 @@ def test_a_store_with_a_mounted_clone_is_not_closed(store: Command, layout: Path
         store("mount", "web", target)
         error = store.fails(4, "store", "close")
         assert str(target) in error
-        assert "hint: layerfs umount web" in error
+        assert f"hint: layerfs umount {target}" in error
         assert mountinfo.at(store.store / "overlay2")
     finally:
         store.run("umount", "web")
