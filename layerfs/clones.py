@@ -156,7 +156,7 @@ class Clone:
             raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
         for point in points:
             mounting.unmount(point.path)
-        self._after_unmount(mounts)
+        self._after_unmount(mounts, volatile=any("volatile" in point.super_options for point in points))
 
     @contextmanager
     def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:
@@ -167,7 +167,7 @@ class Clone:
                 with mounting.mounted(mounts, target) as root:
                     yield root
             finally:
-                self._after_unmount(mounts)
+                self._after_unmount(mounts, volatile=volatile)
 
     def mount_points(self) -> tuple[Path, ...]:
         """Return where it is mounted now, as far as this mount namespace shows."""
@@ -185,7 +185,7 @@ class Clone:
             try:
                 return run_chroot(mounts, command, environment or {})
             finally:
-                self._after_unmount(mounts)
+                mounting.release_shared(mounts)
 
     # Snapshots
 
@@ -318,9 +318,9 @@ class Clone:
             raise Unsupported(f"the driver {self._parts.driver.name} has no volatile mounts", hint="overlay2 has")
         return self._parts.driver.volatile_mounts(self._parts.snapshotter.snapshot(self.key))
 
-    def _after_unmount(self, mounts: Sequence[Mount]) -> None:
+    def _after_unmount(self, mounts: Sequence[Mount], *, volatile: bool) -> None:
         mounting.release_shared(mounts)
-        if isinstance(self._parts.driver, VolatileMounts):
+        if volatile and isinstance(self._parts.driver, VolatileMounts):
             self._parts.driver.settle(self._parts.snapshotter.snapshot(self.key))
 
     def _next_label(self) -> str:

@@ -214,3 +214,23 @@ def test_a_store_opens_again_with_its_own_driver(store: layerfs.Store, image: la
         assert again.driver.name == store.driver.name
         assert again.get_clone("lasting").image == image.digest
         assert again.image("test:1").digest == image.digest
+
+
+@pytest.mark.usefixtures("image")
+def test_a_volatile_mount_leaves_a_clone_that_mounts_again(store: layerfs.Store, tmp_path: Path) -> None:
+    clone = store.clone("test:1", "volatile")
+    if not isinstance(store.driver, layerfs.VolatileMounts):
+        with pytest.raises(layerfs.Unsupported, match="no volatile mounts"):
+            clone.mount(tmp_path, volatile=True)
+        return
+    for number in range(2):
+        with clone.mounted(volatile=True) as root:
+            (root / f"in-a-block-{number}").touch()
+        target = tmp_path / f"target{number}"
+        target.mkdir()
+        clone.mount(target, volatile=True)
+        (target / f"by-hand-{number}").touch()
+        clone.unmount()
+    with clone.mounted() as root:
+        assert {"in-a-block-0", "by-hand-0", "in-a-block-1", "by-hand-1"} <= set(os.listdir(root))
+    clone.remove()
