@@ -156,7 +156,9 @@ class Clone:
             raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
         for point in points:
             mounting.unmount(point.path)
-        self._after_unmount(mounts, volatile=any("volatile" in point.super_options for point in points))
+        # Linux 6.18 shows the option as fsync=volatile, earlier ones as it was given.
+        shown = {option for point in points for option in point.super_options}
+        self._after_unmount(mounts, volatile=not shown.isdisjoint({"volatile", "fsync=volatile"}))
 
     @contextmanager
     def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:
