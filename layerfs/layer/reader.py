@@ -78,8 +78,9 @@ class TarReader:
         """Merge the extensions into an entry, check it, and set the reader on its payload."""
         if local or self._global:
             tar.merge_pax(header, self._global + local)
-            if header.type == tar.REGULAR and header.name.endswith(b"/") and header.extents is None:
-                header.type = tar.DIRECTORY
+        # Unix V7 has no type for directories. Only now: the name that an extension replaces is cut anywhere.
+        if header.type == tar.REGULAR and header.name.endswith(b"/") and header.extents is None:
+            header.type = tar.DIRECTORY
         if header.type == tar.GNU_SPARSE:
             self._read_gnu_sparse(header, block)
         if header.type in tar.WITHOUT_DATA:

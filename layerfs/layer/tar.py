@@ -141,7 +141,7 @@ def parse_header(block: memoryview) -> Header:
     if prefix[0] and magic.startswith(b"ustar"):
         prefix = _prefix(block, magic, prefix)
         name = prefix + b"/" + name if prefix else name
-    header = Header(
+    return Header(
         name,
         kind,
         _cached_number(mode) & 0o7777,
@@ -154,9 +154,6 @@ def parse_header(block: memoryview) -> Header:
         _cached_number(minor) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else 0,
         0,
     )
-    if kind == REGULAR and name.endswith(b"/"):
-        header.type = DIRECTORY  # Unix V7 has no type for directories
-    return header
 
 
 def _prefix(block: memoryview, magic: bytes, prefix: bytes) -> bytes:

@@ -180,6 +180,19 @@ def test_a_hard_link_to_a_lower_file(fresh_dir: Path, lower: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("kind", ["pax", "gnu"])
+def test_a_long_name_that_its_header_cuts_at_a_slash_is_no_directory(kind: str, fresh_dir: Path) -> None:
+    long = b"d" * 99 + b"/name"
+    named = pax({b"path": long}) if kind == "pax" else extension(b"L", long + b"\0")
+    unpack(
+        fresh_dir, directory(b"d" * 99 + b"/"), named, file(long[:100], b"content"), file(b"old/"), file(b"next", b"x")
+    )
+    assert (fresh_dir / long.decode()).read_bytes() == b"content"
+    assert (fresh_dir / "old").is_dir()
+    assert (fresh_dir / "next").read_bytes() == b"x"
+
+
+@pytest.mark.root
 def test_nothing_is_hidden_below_the_lowest_layer(fresh_dir: Path) -> None:
     layer = (directory(b"d"), file(b"d/.wh..wh..opq"), file(b".wh.x"), file(b"d/.wh.y"), file(b"z/.wh.y"), file(b"d/f"))
     for whiteouts in Whiteouts:
