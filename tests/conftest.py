@@ -98,6 +98,8 @@ def driver_root(driver_name: str, request: pytest.FixtureRequest) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Clear what killed runs left, and try the drivers before the first test."""
+    if not drivers.names():
+        raise pytest.UsageError("layerfs is not installed, so no driver would be tested: run scripts/test")
     os.environ[leftovers.SESSION_VARIABLE] = str(os.getpid())
     # pytest keeps its tmp_path directories below here, with its own locks and retention; the place tells ours apart.
     temporary = Path(gettempdir(), f"layerfs-pytest-{os.getuid()}")
