@@ -27,7 +27,7 @@ from layerfs.kernel import loop, mounting, syscalls
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.command.samples import Layer, write_layout
+from tests.support.images import Layer, write_layout
 
 STEPS = ("clone", "mount", "unmount", "remove")
 FILES_IN_A_LAYER = 8

@@ -11,8 +11,8 @@ import layerfs
 from layerfs import ArchiveFormat
 from tests.acceptance import trees
 from tests.acceptance.conftest import Stopwatch
-from tests.command.samples import Layer, write_layout
 from tests.support import invariants, leftovers
+from tests.support.images import Layer, write_layout
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

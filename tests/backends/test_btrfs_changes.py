@@ -23,7 +23,7 @@ from layerfs.kernel import btrfs_send
 from layerfs.layer.changes import Change, ChangeKind, changes
 from layerfs.testing.driver_rules import active
 from layerfs_backends.btrfs import BtrfsDriver, open_driver
-from tests.command.samples import BASE, EDIT, write_layout
+from tests.support.images import BASE, EDIT, write_layout
 
 BASE_ID = SnapshotId(1)
 

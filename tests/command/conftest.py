@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from layerfs.command import cli
 from layerfs.kernel import mountinfo
-from tests.command import samples
+from tests.support import images as samples
 
 
 @dataclass(frozen=True, slots=True)

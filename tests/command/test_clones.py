@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import samples
 from tests.command.conftest import Command, is_mounted
+from tests.support import images as samples
 
 
 def _write(command: Command, clone: str, path: str, content: str | None, target: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import click
 import pytest
 
-from tests.command import samples
 from tests.command.conftest import Command
+from tests.support import images as samples
 
 
 def _digests(path: Path) -> set[str]:

@@ -15,8 +15,8 @@ import pytest
 
 import layerfs
 from layerfs import FailedPrecondition, NotFound
-from tests.command.samples import BASE, EDIT, Layer, write_layout
 from tests.support import invariants
+from tests.support.images import BASE, EDIT, Layer, write_layout
 
 Damage = Callable[[Path], None]
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 import pytest
 
 import layerfs
-from tests.command.samples import BASE, EDIT, SHRINK, Layer, write_layout
 from tests.support import invariants
+from tests.support.images import BASE, EDIT, SHRINK, Layer, write_layout
 
 KILLS = 200
 """Over all drivers together, each of which gets its share."""

@@ -10,8 +10,8 @@ import pytest
 
 import layerfs
 from layerfs import IdMap, IdRange, LimitExceeded, Limits
-from tests.command.samples import BASE, EDIT, SHRINK, write_layout
 from tests.support import invariants
+from tests.support.images import BASE, EDIT, SHRINK, write_layout
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,8 @@ import layerfs
 from layerfs import ArchiveFormat
 from layerfs.layer.changes import ChangeKind
 from layerfs.reclaim import ItemKind
-from tests.command.samples import BASE, EDIT, SHRINK, write_layout
 from tests.support import invariants
+from tests.support.images import BASE, EDIT, SHRINK, write_layout
 
 pytestmark = pytest.mark.root
 

@@ -9,8 +9,8 @@ import pytest
 import layerfs
 from layerfs import LoopVolume
 from layerfs.kernel import loop, mountinfo
-from tests.command.samples import BASE, write_layout
 from tests.support import invariants
+from tests.support.images import BASE, write_layout
 
 pytestmark = pytest.mark.root
 
