@@ -31,9 +31,11 @@ _VERSION = struct.Struct("<I")
 _COMMAND = struct.Struct("<IHI")
 """Length of the attributes, command, checksum; the last is not looked at: the stream never leaves this machine."""
 _ATTRIBUTE = struct.Struct("<HH")
-_SUBVOLUME, _SNAPSHOT, _RENAME, _END = 1, 2, 9, 21
+_SUBVOLUME, _SNAPSHOT, _SYMLINK, _RENAME, _END = 1, 2, 8, 9, 21
 _PATH, _PATH_TO, _PATH_LINK = 15, 16, 17
 _PATHS = frozenset({_PATH, _PATH_TO, _PATH_LINK})
+_PATHS_OF_SYMLINK = frozenset({_PATH})
+"""The other one is its target, which is any text."""
 
 Command = tuple[int, list[bytes]]
 """The number of a command, and the paths in it."""
@@ -97,13 +99,13 @@ def commands(stream: BinaryIO) -> Iterator[Command]:
         if len(header) < _COMMAND.size:
             raise Corrupt("the send stream of btrfs is cut short")
         length, number, _ = _COMMAND.unpack(header)
-        yield number, _paths(_exactly(stream, length))
+        yield number, _paths(_exactly(stream, length), _PATHS_OF_SYMLINK if number == _SYMLINK else _PATHS)
         if number == _END:
             return
     raise Corrupt("the send stream of btrfs is cut short")
 
 
-def _paths(attributes: bytes) -> list[bytes]:
+def _paths(attributes: bytes, kinds: frozenset[int]) -> list[bytes]:
     """Return the paths among the attributes of a command, in their order."""
     found: list[bytes] = []
     position = 0
@@ -112,7 +114,7 @@ def _paths(attributes: bytes) -> list[bytes]:
             raise Corrupt("a command of the send stream of btrfs is cut short")
         kind, length = _ATTRIBUTE.unpack_from(attributes, position)
         position += _ATTRIBUTE.size
-        if kind in _PATHS:
+        if kind in kinds:
             found.append(attributes[position : position + length])
         position += length
     return found

@@ -114,6 +114,7 @@ EDITS: dict[str, str | Callable[[Path], object]] = {
     "rename there and back": "mv d x; echo y > x/f; mv x d",
     "swap": "mv d aside; mv other d; mv aside other",
     "a child above its parent": "mv d/e e; mv d e/d; echo changed > e/d/f",
+    "symbolic links": "ln -s ../../etc d/up; ln -s /etc/passwd absolute; ln -sf . symbolic",
     "new name": "ln f d/e/deep/third",
     "name gone": "rm other/link",
     "link broken": _copy_over,
@@ -171,7 +172,9 @@ def test_more_than_one_snapshot_up(driver: BtrfsDriver) -> None:
 _NAMES = st.sampled_from(["a", "b", "c", "d"])
 _PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
 _STEPS = st.lists(
-    st.tuples(st.sampled_from(["file", "dir", "rename", "link", "remove", "touch", "mode", "same"]), _PATHS, _PATHS),
+    st.tuples(
+        st.sampled_from(["file", "dir", "rename", "link", "symlink", "remove", "touch", "mode", "same"]), _PATHS, _PATHS
+    ),
     max_size=12,
 )
 
@@ -190,14 +193,16 @@ def _do(root: Path, step: tuple[str, str, str]) -> None:
                 os.rename(path, root / other)
             case "link":
                 os.link(path, root / other)
+            case "symlink":
+                path.symlink_to(f"../{other}")
             case "remove":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             case "touch":
                 os.utime(path, ns=(len(other), len(other)))
             case "mode":
                 path.chmod(0o700 + len(other))
             case _:
-                shutil.copy2(path, root / "aside")
+                shutil.copy2(path, root / "aside", follow_symlinks=False)
                 os.rename(root / "aside", path)
     except (OSError, shutil.Error):
         pass
@@ -312,11 +317,14 @@ def test_paths_are_gathered_from_a_stream() -> None:
         (3, ((15, b"o257-9-0"), (3, bytes(8)))),
         (9, ((15, b"o257-9-0"), (16, b"d/new"))),
         (10, ((15, b"d/second"), (17, b"first"))),
+        (8, ((15, b"o258-9-0"), (3, bytes(8)), (17, b"../../target"))),
         (20, ((15, b""), (10, bytes(12)))),
         END,
     )
     found = btrfs_send.gather(btrfs_send.commands(io.BytesIO(data + b"what follows")))
-    assert found == Candidates(frozenset({b"o257-9-0", b"d/second", b"first", b""}), frozenset({b"o257-9-0", b"d/new"}))
+    assert found == Candidates(
+        frozenset({b"o257-9-0", b"d/second", b"first", b"o258-9-0", b""}), frozenset({b"o257-9-0", b"d/new"})
+    )
 
 
 @pytest.mark.parametrize(
