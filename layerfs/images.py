@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs import locks
-from layerfs.contract import LayerRoot, Mount, Whiteouts
-from layerfs.errors import Corrupt, FailedPrecondition, InvalidArgument, NotFound
+from layerfs.errors import FailedPrecondition, InvalidArgument, NotFound
 from layerfs.events import Listener, ignore
 from layerfs.image.config import ImageConfig
 from layerfs.image.descriptor import Descriptor
@@ -23,23 +20,16 @@ from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import Manifest, NamedImage
 from layerfs.image.platform import Platform
 from layerfs.image.reference import familiar, normalize
-from layerfs.kernel import mounting, userns
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images
 from layerfs.metadata.images import ImageRow, LayerRow
 from layerfs.metadata.snapshots import moment
 from layerfs.parts import Parts
+from layerfs.unpacking import Layer, Unpacker
 
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.image.sources import Source
-    from layerfs.layer.apply import Applied
     from layerfs.layer.limits import Limits
-
-LAYER_LABEL = "layerfs/layer"
-"""Marks the snapshots that hold unpacked layers: those that `prune` may remove once no image names them."""
-
-UNPACKING = "unpack/"
-"""Starts the keys of snapshots into which a layer is being unpacked; its ChainID follows."""
 
 _SHORTEST_PREFIX = 4
 """Hexadecimal digits of a digest that are taken for one rather than for a name."""
@@ -103,13 +93,14 @@ class Images:
         platform: Platform | None = None,
         unpack: bool = True,
         limits: Limits | None = None,
+        jobs: int | None = None,
         listener: Listener = ignore,
     ) -> tuple[Image, ...]:
         """Import the images of an archive or layout; ``names`` replace those that it gives to a single image.
 
         ``platform`` selects from an index, the host's by default. Every blob is verified, and no layer may go beyond
-        ``limits``. Raise `Corrupt` for bytes that are not what their digest says; nothing of an image that fails is
-        kept.
+        ``limits``; ``jobs`` is that of `unpack`. Raise `Corrupt` for bytes that are not what their digest says; nothing
+        of an image that fails is kept.
         """
         from layerfs.image.sources import open_source  # noqa: PLC0415  see the imports above
 
@@ -120,12 +111,13 @@ class Images:
                     f"{path} holds {len(found)} images, so they cannot be named {', '.join(names)}",
                     hint="import it without names, then `layerfs image tag`",
                 )
-            return tuple(
-                self._import_one(
-                    source, image.manifest, names or image.names, unpack=unpack, limits=limits, listener=listener
-                )
-                for image in found
-            )
+            imported: list[Image] = []
+            for each in found:
+                image = self._take_all(source, each.manifest, listener)
+                if unpack:
+                    self.unpack(image, limits=limits, jobs=jobs, listener=listener)
+                imported.append(self.add(image.manifest, image.config, names or each.names))
+            return tuple(imported)
 
     def add(self, manifest: Manifest, config: ImageConfig, names: Iterable[str]) -> Image:
         """Record an image whose blobs are all there."""
@@ -179,19 +171,19 @@ class Images:
                 images.delete(connection, image.digest)
         return image
 
-    def unpack(self, image: Image, *, limits: Limits | None = None, listener: Listener = ignore) -> None:
-        """Make sure that every layer of an image is there as a snapshot, none of them beyond ``limits``."""
-        if not image.top or self._is_unpacked(image.top):
+    def unpack(
+        self, image: Image, *, limits: Limits | None = None, jobs: int | None = None, listener: Listener = ignore
+    ) -> None:
+        """Make sure that every layer of an image is there as a snapshot, none of them beyond ``limits``.
+
+        ``jobs`` is the number of layers to unpack at a time, where the driver allows it.
+        """
+        unpacker = Unpacker(self._parts, limits=limits, jobs=jobs, listener=listener)
+        if not image.top or unpacker.is_there(image.top):
             return  # and so is every layer below it
-        parent = ""
-        for blob, diff_id, chain in zip(
-            image.manifest.layers, image.config.diff_ids, image.config.chain_ids, strict=True
-        ):
-            if not self._is_unpacked(chain):
-                with locks.locked(self._parts.lock_file, locks.named(chain), exclusive=True, what=f"the layer {chain}"):
-                    if not self._is_unpacked(chain):
-                        self._unpack_layer(blob, diff_id, chain, parent, limits, listener)
-            parent = chain
+        chains = image.config.chain_ids
+        stacked = zip(image.manifest.layers, image.config.diff_ids, chains, ("", *chains), strict=False)
+        unpacker.run([Layer(*layer) for layer in stacked])
 
     def _named(self, reference: str) -> NamedImage:
         image = self.get(reference)
@@ -200,89 +192,20 @@ class Images:
                 return NamedImage((reference,), image.manifest)
         return NamedImage(image.names, image.manifest)
 
-    def _import_one(
-        self,
-        source: Source,
-        manifest: Manifest,
-        names: Iterable[str],
-        *,
-        unpack: bool,
-        limits: Limits | None,
-        listener: Listener,
-    ) -> Image:
+    def _take_all(self, source: Source, manifest: Manifest, listener: Listener) -> Image:
+        """Copy the blobs of an image, and return it as it will be, without names and times."""
         self._take(source, manifest.config, listener)
         config = ImageConfig.parse(self._parts.blobs.read(manifest.config))
         manifest.check_config(config)
         for layer in manifest.layers:
             self._take(source, layer, listener)
         self._parts.blobs.put_bytes(manifest.raw)
-        image = Image(manifest.digest, (), manifest, config, 0, moment(0))
-        if unpack:
-            self.unpack(image, limits=limits, listener=listener)
-        return self.add(manifest, config, names)
+        return Image(manifest.digest, (), manifest, config, 0, moment(0))
 
     def _take(self, source: Source, blob: Descriptor, listener: Listener) -> None:
         if not self._parts.blobs.has(blob):
             with source.open(blob.digest) as stream:
                 self._parts.blobs.put(stream, blob, listener)
-
-    def _unpack_layer(
-        self, blob: Descriptor, diff_id: Digest, chain: str, parent: str, limits: Limits | None, listener: Listener
-    ) -> None:
-        """Unpack one layer under a key of its own, and commit it only if it is what its DiffID says."""
-        snapshotter = self._parts.snapshotter
-        key = f"{UNPACKING}{chain}"
-        with suppress(NotFound):
-            snapshotter.remove(key)  # what a crash left; the lock tells that nobody works on it
-        mounts = snapshotter.prepare(key, parent)
-        try:
-            applied = self._apply(blob, key, mounts, parent, limits, listener)
-            _check_diff_id(blob, applied.diff_id, diff_id)
-            snapshotter.commit(chain, key, labels={LAYER_LABEL: str(blob.digest)})
-        except BaseException:
-            snapshotter.remove(key)
-            raise
-
-    def _apply(
-        self,
-        blob: Descriptor,
-        key: str,
-        mounts: Sequence[Mount],
-        parent: str,
-        limits: Limits | None,
-        listener: Listener,
-    ) -> Applied:
-        from layerfs.layer.apply import OwnerPolicy, apply  # noqa: PLC0415  see the imports above
-        from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
-
-        owners = Owners(self._parts.id_map) if self._parts.id_map else None
-        # An ordinary user, or a namespace of one id, has but itself: owners are kept where more than one can exist.
-        alone = owners is None and (os.geteuid() != 0 or userns.id_map().single)
-        with ExitStack() as stack:
-            root = self._parts.layer_root(key)
-            if root is None:
-                root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
-            stream = stack.enter_context(self._parts.blobs.open(blob.digest))
-            lower = stack.enter_context(self._parts.temporary_view(parent)) if parent else None
-            return apply(
-                stream,
-                root,
-                lower=lower,
-                base=not parent,
-                owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
-                owners=owners,
-                limits=limits,
-                listener=listener,
-                item=blob.digest,
-                total=blob.size,
-            )
-
-    def _is_unpacked(self, chain: str) -> bool:
-        try:
-            self._parts.snapshotter.snapshot(chain)
-        except NotFound:
-            return False
-        return True
 
     def _read_documents(self, digest: str, media_type: str) -> tuple[Manifest, ImageConfig]:
         manifest = Manifest.parse(self._parts.blobs.read(Digest(digest)), media_type)
@@ -306,14 +229,6 @@ def _by_digest(connection: sqlite3.Connection, text: str) -> str | None:
     if len(found) > 1:
         raise InvalidArgument(f"several images start with {text!r}", hint="give more digits")
     return found[0] if found else None
-
-
-def _check_diff_id(blob: Descriptor, found: Digest, expected: Digest) -> None:
-    if found != expected:
-        raise Corrupt(
-            f"the layer {blob.digest} unpacks to {found}; its image says {expected}",
-            hint="the image was damaged or altered: get it again",
-        )
 
 
 def _check_unused(image: Image, by: Sequence[str]) -> None:

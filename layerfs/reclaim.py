@@ -11,10 +11,11 @@ from enum import StrEnum
 from layerfs.clones import PREFIX, Clones, remove_unused
 from layerfs.contract import Info, Usage
 from layerfs.errors import Busy, NotFound
-from layerfs.images import LAYER_LABEL, UNPACKING, Image, Images
+from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images
 from layerfs.parts import TEMPORARY, Parts
+from layerfs.unpacking import LAYER_LABEL, UNPACKING
 
 
 class ItemKind(StrEnum):

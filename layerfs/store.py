@@ -78,7 +78,7 @@ def open_store(
     place = Path(os.path.abspath(place))
     if id_map is not None:
         _check_id_map(id_map)
-    if not (place / _DATABASE).exists():
+    if not _is_store(place):
         if not create:
             raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
         _make_directory(place)
@@ -184,18 +184,27 @@ class Store:
         platform: Platform | None = None,
         unpack: bool = True,
         limits: Limits | None = None,
+        jobs: int | None = None,
         listener: Listener = ignore,
     ) -> tuple[Image, ...]:
         """Import the images of an OCI layout (directory or tar) or a docker-archive.
 
         ``names`` replace those that the archive gives to its single image; ``platform`` selects from an index, the
         host's by default. Every digest and size is verified. ``limits`` bound what a layer may cost when it is
-        unpacked, now; a later `clone` of an image that was not unpacked uses the default ones. Raise `Corrupt`,
-        `Unsupported`, `NoSpace`, `LimitExceeded`; nothing of an image that fails is kept.
+        unpacked, now; a later `clone` of an image that was not unpacked uses the default ones. ``jobs`` layers are
+        unpacked at a time where the driver allows it, by default as many as the processors can do with; then several
+        threads call the listener. Raise `Corrupt`, `Unsupported`, `NoSpace`, `LimitExceeded`; nothing of an image that
+        fails is kept.
         """
         try:
             return self._images.import_from(
-                Path(source), names=names, platform=platform, unpack=unpack, limits=limits, listener=listener
+                Path(source),
+                names=names,
+                platform=platform,
+                unpack=unpack,
+                limits=limits,
+                jobs=jobs,
+                listener=listener,
             )
         except BaseException:
             self._reclaim.collect()
@@ -306,6 +315,13 @@ class Store:
             raise NotFound(
                 f"{name!r} is no clone, image, snapshot or layer", hint="`layerfs ls` and `layerfs image ls` list them"
             ) from error
+
+
+def _is_store(place: Path) -> bool:
+    try:
+        return (place / _DATABASE).exists()
+    except OSError as error:
+        raise os_error(f"open the store {place}", error) from error
 
 
 def _make_directory(place: Path) -> None:

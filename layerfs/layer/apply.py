@@ -22,8 +22,9 @@ from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.layer import attributes, tar
+from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.digest import Digest
-from layerfs.layer.directories import Directories, Directory, Names, Purpose, is_whiteout
+from layerfs.layer.directories import Directories, Directory, Lower, Names, Purpose, is_whiteout
 from layerfs.layer.limits import Limits, check
 from layerfs.layer.owners import Owners
 from layerfs.layer.pipeline import LayerStream, Readable
@@ -57,7 +58,8 @@ class Applied:
     """What came of a layer.
 
     ``digest`` and ``compressed_size`` (bytes) are those of the stream as it was read, ``diff_id`` and ``size`` those of
-    the uncompressed tar to its last byte. ``entries`` counts tar headers.
+    the uncompressed tar to its last byte. ``entries`` counts tar headers. ``lists_root`` tells that the layer says what
+    its root directory is.
     """
 
     diff_id: Digest
@@ -66,14 +68,16 @@ class Applied:
     size: int
     entries: int
     squashed: int = 0
+    lists_root: bool = True
 
 
 def apply(
     stream: Readable,
     root: LayerRoot,
     *,
-    lower: Path | None = None,
+    lower: Path | Lower | None = None,
     base: bool = False,
+    apart: bool = False,
     owner: OwnerPolicy = OwnerPolicy.KEEP,
     owners: Owners | None = None,
     limits: Limits | None = None,
@@ -86,8 +90,10 @@ def apply(
     For the overlay styles ``root`` receives this layer only. ``lower`` shows the layers below merged: directories that
     the layer does not list get their attributes from there, symbolic links there are followed, hard links to files
     there copy them up, and whiteouts of nothing are left out. Without it such directories belong to root with mode
-    0755, and such hard links fail. ``base`` tells that nothing is below at all, so that whiteouts have no meaning.
-    ``owners`` translate the ids of the layer to those on disk.
+    0755, and such hard links fail. It may be a function, which is called if the layer needs it at all. ``base`` tells
+    that nothing is below at all, so that whiteouts have no meaning. ``apart`` raises `LowerNeeded` where the result
+    would not be that with ``lower``, as far as the layer's root directory is not concerned. ``owners`` translate the
+    ids of the layer to those on disk.
 
     ``listener`` hears of the compressed bytes, ``item`` and ``total`` (bytes) being passed on. Raise `Corrupt` for what
     is no sound layer, `LimitExceeded` for one beyond ``limits``, `Unsupported` for what the root cannot hold, and the
@@ -98,12 +104,20 @@ def apply(
         with LayerStream(stream, limits) as source:
             reader = TarReader(_reported(source, listener, item, total), limits)
             lenient = owner is OwnerPolicy.SQUASH
-            squashed = _apply(reader, root, lower, base=base, lenient=lenient, owners=owners, limits=limits)
+            applier = _apply(reader, root, lower, base=base, apart=apart, lenient=lenient, owners=owners, limits=limits)
             for _ in _reported(source, listener, item, total):
                 pass
     except OSError as error:
         raise os_error(f"unpack a layer into {root.path}", error) from error
-    return Applied(source.diff_id, source.digest, source.compressed_size, source.size, reader.entries, squashed)
+    return Applied(
+        source.diff_id,
+        source.digest,
+        source.compressed_size,
+        source.size,
+        reader.entries,
+        applier.squashed,
+        applier.lists_root,
+    )
 
 
 def _reported(source: LayerStream, listener: Listener, item: str, total: int | None) -> Iterator[bytes]:
@@ -116,19 +130,20 @@ def _reported(source: LayerStream, listener: Listener, item: str, total: int | N
 def _apply(
     reader: TarReader,
     root: LayerRoot,
-    lower: Path | None,
+    lower: Path | Lower | None,
     *,
     base: bool,
+    apart: bool,
     lenient: bool,
     owners: Owners | None,
     limits: Limits,
-) -> int:
-    """Apply every entry; return how many things were squashed."""
+) -> _Applier:
+    """Apply every entry; return who did it, and knows what came of it."""
     tracking = root.whiteouts is Whiteouts.REMOVE and not base and not _is_empty(root.path)
-    directories = Directories(
-        root, None if lower is None else os.fsencode(lower), base=base, tracking=tracking, lenient=lenient
-    )
+    below = (lambda: lower) if isinstance(lower, Path) else lower
+    directories = Directories(root, below, base=base, tracking=tracking, lenient=lenient)
     with closing(directories):
+        directories.apart = apart and not base
         if owners is not None:
             directories.owner = owners.root
             if base:
@@ -140,7 +155,7 @@ def _apply(
             except OSError as error:
                 raise _entry_error(header, error) from error
         directories.finish()
-    return applier.squashed
+    return applier
 
 
 def _is_empty(path: Path) -> bool:
@@ -174,6 +189,7 @@ class _Applier:
         self._gid = os.getegid()
         self._umask = _umask()
         self.squashed = 0
+        self.lists_root = False
         self._makers: dict[bytes, Callable[[Header, Directory, bytes], None]] = {
             tar.REGULAR: self._file,
             tar.DIRECTORY: self._directory,
@@ -233,6 +249,7 @@ class _Applier:
         """Give the root directory its attributes; another file in its place has no meaning."""
         if header.type == tar.DIRECTORY:
             self._give_attributes(self._directories.root, header)
+            self.lists_root = True
 
     def _file(self, header: Header, parent: Directory, name: bytes) -> None:
         """Make a regular file."""
@@ -390,6 +407,8 @@ class _Applier:
                 return where
             if status is None and directories.copy_up(where, target[-1]):
                 return where
+        if directories.apart:
+            raise LowerNeeded(f"the hard link {shown(header.name)}")
         hint = None
         if self._overlay and not directories.knows_lower:
             hint = "its target may be in a lower layer, which was not given: unpack the layers one after the other"
@@ -419,6 +438,8 @@ class _Applier:
         hidden = name[len(WHITEOUT_PREFIX) :]
         if hidden in (b"", b".", b".."):
             raise Corrupt(f"the whiteout {shown(b'/'.join((*parts, name)))} names no file")
+        if self._directories.apart:
+            raise LowerNeeded(f"the whiteout {shown(b'/'.join((*parts, name)))}")
         parent = self._directories.find(parts, Purpose.WHITEOUT)
         if parent is None:
             return

@@ -14,11 +14,13 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt
 from layerfs.kernel import syscalls
 from layerfs.layer import attributes
+from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.copyup import copy_up
 from layerfs.layer.tar import shown
 
@@ -30,6 +32,10 @@ _MOST_LINKS = 40
 
 Names = dict[bytes, "Names | None"]
 """What this layer brought into a directory: for each name the same of that directory, or None for another file."""
+
+
+Lower = Callable[[], Path]
+"""Give the directory that shows the lower layers merged."""
 
 
 class Purpose(Enum):
@@ -76,20 +82,24 @@ class Directory:
 class Directories:
     """The directories below one root; use as a context manager.
 
-    ``lower`` is a directory that shows the lower layers merged, for roots that hold one layer only; ``tracking`` tells
-    that the root holds files of lower layers too, so that what this layer brings must be remembered.
+    ``lower`` gives a directory that shows the lower layers merged, for roots that hold one layer only; it is called
+    when they are first looked at, if ever. ``tracking`` tells that the root holds files of lower layers too, so that
+    what this layer brings must be remembered.
     """
 
-    def __init__(self, root: LayerRoot, lower: bytes | None, *, base: bool, tracking: bool, lenient: bool) -> None:
+    def __init__(self, root: LayerRoot, lower: Lower | None, *, base: bool, tracking: bool, lenient: bool) -> None:
         self.whiteouts = root.whiteouts
         self.overlay = root.whiteouts is not Whiteouts.REMOVE
         self.lenient = lenient
         self._opaque_name = attributes.opaque_name(root.whiteouts) if self.overlay else b""
         self._open: dict[bytes, Directory] = {}
         self._lower = -1
+        self._show_lower = lower if self.overlay and not base else None
         self._hollow: set[bytes] = set()
-        self.owner = (0, 0)
+        self.owner: tuple[int, int] = (0, 0)
         """User and group of the directories that no layer lists."""
+        self.apart = False
+        """Whether to raise `LowerNeeded` rather than guess what lower layers hold."""
         self.pinned: Directory | None = None
         """A directory that stays open whatever else is opened."""
         fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,8 +107,6 @@ class Directories:
             names: Names | None = {} if tracking else None
             self.root = self._adopt(None, b"", fd, names=names, opaque=base)
             self.root.marked = True
-            if lower is not None and self.overlay and not base:
-                self._lower = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             os.close(fd)
             raise
@@ -106,7 +114,13 @@ class Directories:
     @property
     def knows_lower(self) -> bool:
         """Tell whether the lower layers can be looked at."""
-        return self._lower >= 0
+        return self._show_lower is not None
+
+    def _lower_root(self) -> int:
+        """Return a descriptor of the lower layers' root; -1 where they cannot be looked at."""
+        if self._lower < 0 and self._show_lower is not None:
+            self._lower = os.open(self._show_lower(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._lower
 
     # -- finding -------------------------------------------------------------------------------------------------------
 
@@ -145,6 +159,8 @@ class Directories:
     def _make_all(self, here: Directory, names: list[bytes], purpose: Purpose) -> Directory | None:
         """Make the directories that a file of the layer needs, or a whiteout of which the target is not known."""
         unknown = self.overlay and not self.knows_lower and not here.opaque
+        if names and unknown and self.apart:
+            raise LowerNeeded(f"the directory {shown(here.path + b'/' + names[0])}, which the layer does not list,")
         if names and purpose is not Purpose.CONTENT and not (purpose is Purpose.WHITEOUT and unknown):
             return None
         for name in names:
@@ -226,7 +242,7 @@ class Directories:
 
     def lower_names(self) -> list[bytes]:
         """List the lower layers' root."""
-        fd = os.open(b"/proc/self/fd/%d/." % self._lower, _FLAGS)
+        fd = os.open(b"/proc/self/fd/%d/." % self._lower_root(), _FLAGS)
         try:
             return [os.fsencode(name) for name in os.listdir(fd)]
         finally:
@@ -234,12 +250,12 @@ class Directories:
 
     def open_lower(self, here: Directory, name: bytes) -> int:
         """Open a name as the lower layers have it, by O_PATH and without following links; -1 where they do not."""
-        if self._lower < 0 or here.opaque:
+        if here.opaque or self._lower_root() < 0:
             return -1
         path = (here.path + b"/" + name)[1:]
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
         try:
-            return syscalls.openat2(self._lower, path, os.O_PATH | os.O_NOFOLLOW, resolve=resolve)
+            return syscalls.openat2(self._lower_root(), path, os.O_PATH | os.O_NOFOLLOW, resolve=resolve)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
                 return -1
