@@ -97,7 +97,6 @@ class _Plain:
 _LIBRARY = """
 import sys
 from pathlib import Path
-from types import MappingProxyType
 import layerfs
 with layerfs.open(sys.argv[1]) as store:
     store.import_image(Path(sys.argv[2]), names=["bench"])
