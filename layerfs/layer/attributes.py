@@ -34,12 +34,12 @@ def to_disk(xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts) -> dict[bytes, 
     """Translate a layer's attributes for the directory of a snapshot; raise `Unsupported` for orders to an overlay.
 
     Attributes of other systems (without one of Linux's four namespaces) and those of the host's security policy are
-    left out.
+    left out, and so is an empty file capability: the kernel takes it, grants nothing by it, and cannot read it again.
     """
     prefix = _PREFIXES.get(whiteouts)
     result: dict[bytes, bytes] = {}
     for name, value in xattrs.items():
-        if not name.startswith(_NAMESPACES) or name in _FOREIGN:
+        if not name.startswith(_NAMESPACES) or name in _FOREIGN or (name == CAPABILITY and not value):
             continue
         if prefix is not None and name.startswith(prefix):
             if name[len(prefix) :] in _ORDERS:
@@ -56,11 +56,14 @@ def to_disk(xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts) -> dict[bytes, 
 
 
 def from_disk(xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts) -> dict[bytes, bytes]:
-    """Translate the attributes in a snapshot's directory back to those of a layer: marks go, escapes are undone."""
+    """Translate the attributes in a snapshot's directory back to those of a layer: marks go, escapes are undone.
+
+    Properties of the file system itself, such as ``btrfs.compression``, are none of a layer's.
+    """
     prefix = _PREFIXES.get(whiteouts)
     result: dict[bytes, bytes] = {}
     for name, value in xattrs.items():
-        if name in _FOREIGN:
+        if name in _FOREIGN or not name.startswith(_NAMESPACES):
             continue
         if prefix is None or not name.startswith(prefix):
             result[name] = value
@@ -97,8 +100,9 @@ def read(path: int | bytes, *, follow: bool = False) -> dict[bytes, bytes]:
         try:
             result[raw] = os.getxattr(path, raw, follow_symlinks=follow)
         except OSError as error:
-            # Gone meanwhile; or listed by a security module that does not give it out.
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            # Gone meanwhile; or listed by a security module that does not give it out; or a capability without meaning.
+            meaningless = raw == CAPABILITY and error.errno == errno.EINVAL
+            if not meaningless and error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
     return result
 
@@ -132,7 +136,7 @@ def write(path: int | bytes, xattrs: Mapping[bytes, bytes], *, lenient: bool) ->
 def replace(path: int | bytes, xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts, *, lenient: bool) -> None:
     """Make the attributes of a file those given; the marks of its overlay stay."""
     for name in from_disk(read(path), whiteouts):
-        on_disk = next(iter(to_disk({name: b""}, whiteouts)))
+        on_disk = next(iter(to_disk({name: b"any"}, whiteouts)))
         if on_disk in xattrs:
             continue
         try:

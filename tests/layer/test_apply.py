@@ -14,6 +14,7 @@ import pytest
 from layerfs.contract import Mount, Whiteouts
 from layerfs.errors import Corrupt, FailedPrecondition, PermissionDenied
 from layerfs.kernel.mounting import mounted
+from layerfs.layer import attributes
 from layerfs.layer.apply import OwnerPolicy
 from tests.layer import trees
 from tests.layer.archives import directory, extension, file, hard_link, header, pax, symlink, unpack
@@ -392,3 +393,27 @@ def test_without_root_owners_are_squashed(run_rootless: Rootless, rootless_dir: 
     assert names == ["fifo", "ro", "ro/f", "x"]
     assert mode == 0o4644
     assert squashed == 1
+
+
+@pytest.mark.root
+def test_an_empty_capability_is_none(fresh_dir: Path) -> None:
+    """The kernel takes one, and cannot read it again: a diff of the file would fail for ever."""
+    empty = pax({b"SCHILY.xattr.security.capability": b"", b"SCHILY.xattr.user.k": b"v"})
+    unpack(fresh_dir / "root", empty + file(b"f"), empty + directory(b"d"))
+    for name in ("f", "d"):
+        assert os.listxattr(fresh_dir / "root" / name) == ["user.k"]
+        os.setxattr(fresh_dir / "root" / name, "security.capability", b"")  # by a program in a clone
+        assert attributes.read(os.fsencode(fresh_dir / "root" / name)) == {b"user.k": b"v"}
+    unpack(fresh_dir / "root", empty + directory(b"d"))
+
+
+@pytest.mark.root
+@pytest.mark.driver("btrfs")
+def test_properties_of_the_file_system_stay(btrfs_mount: Path) -> None:
+    root = btrfs_mount / "compressed"
+    root.mkdir()
+    subprocess.run(["btrfs", "property", "set", root, "compression", "zstd"], check=True)
+    unpack(root, directory(b"d"), pax({b"SCHILY.xattr.user.k": b"v"}) + file(b"d/f", b"x"))
+    assert sorted(os.listxattr(root / "d/f")) == ["btrfs.compression", "user.k"]
+    seen = attributes.from_disk(attributes.read(os.fsencode(root / "d/f")), Whiteouts.REMOVE)
+    assert seen == {b"user.k": b"v"}, "and are no part of a layer"
