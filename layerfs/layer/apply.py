@@ -19,23 +19,18 @@ from enum import StrEnum
 from pathlib import Path
 
 from layerfs.contract import LayerRoot, Whiteouts
-from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, Unsupported, os_error
+from layerfs.errors import Corrupt, LayerfsError, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.layer import attributes, tar
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.digest import Digest
-from layerfs.layer.directories import Directories, Directory, Lower, Names, Purpose, is_whiteout
+from layerfs.layer.directories import Directories, Directory, Lower, Purpose, is_whiteout
 from layerfs.layer.limits import Limits, check
 from layerfs.layer.owners import Owners
 from layerfs.layer.pipeline import LayerStream, Readable
 from layerfs.layer.reader import TarReader
 from layerfs.layer.tar import Header, shown
-from layerfs.tree import remove_tree
-
-WHITEOUT_PREFIX = b".wh."
-OPAQUE_NAME = b".wh..wh..opq"
-AUFS_PREFIX = b".wh..wh."
-"""What AUFS keeps for itself; no part of any layer (aufs(5))."""
+from layerfs.layer.whiteouts import AUFS_PREFIX, OPAQUE_NAME, WHITEOUT_PREFIX, LayerWhiteouts
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LARGEST_MAJOR = (1 << 12) - 1
@@ -182,6 +177,7 @@ class _Applier:
         self._payload = payload
         self._limits = limits
         self._overlay = directories.overlay
+        self._whiteouts = LayerWhiteouts(directories)
         self._lenient = directories.lenient
         self._last_name: bytes | None = None
         self._last = directories.root
@@ -220,7 +216,7 @@ class _Applier:
         ):
             return
         if name.startswith(WHITEOUT_PREFIX):
-            self._whiteout(parts, name)
+            self._whiteouts.add(parts, name)
             return
         parent = self._directories.find(parts, Purpose.CONTENT)
         if parent is None:
@@ -431,115 +427,17 @@ class _Applier:
             self._clear(parent, name)
         os.link(target, name, src_dir_fd=where.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 
-    # -- whiteouts and replacement -------------------------------------------------------------------------------------
-
-    def _whiteout(self, parts: list[bytes], name: bytes) -> None:
-        """Hide a name, or all names of a directory, of lower layers."""
-        hidden = name[len(WHITEOUT_PREFIX) :]
-        if hidden in (b"", b".", b".."):
-            raise Corrupt(f"the whiteout {shown(b'/'.join((*parts, name)))} names no file")
-        if self._directories.apart:
-            raise LowerNeeded(f"the whiteout {shown(b'/'.join((*parts, name)))}")
-        parent = self._directories.find(parts, Purpose.WHITEOUT)
-        if parent is None:
-            return
-        if name == OPAQUE_NAME:
-            self._hide_all(parent)
-        elif self._overlay:
-            self._hide(parent, hidden)
-        elif parent.names is not None:
-            self._remove_lower(parent, hidden, parent.names)
-
-    def _hide_all(self, directory: Directory) -> None:
-        """Hide everything that lower layers have in a directory; the kernel takes no mark on an overlay's root."""
-        if not self._overlay or directory is not self._directories.root or directory.opaque:
-            self._make_opaque(directory)
-            return
-        if not self._directories.knows_lower:
-            raise FailedPrecondition(
-                "the layer hides everything below it, which an overlay can only say name by name",
-                hint="unpack the layers one after the other, with the lower ones in view",
-            )
-        for name in self._directories.lower_names():
-            self._hide(directory, name)
-
-    def _make_opaque(self, directory: Directory) -> None:
-        """Hide everything that lower layers have in a directory."""
-        if self._overlay:
-            self._directories.make_opaque(directory)
-            self._drop_whiteouts(directory)
-        elif directory.names is not None:
-            directory.touched = True
-            for name in _names(directory):
-                self._remove_lower(directory, name, directory.names)
-
-    def _hide(self, parent: Directory, name: bytes) -> None:
-        """Hide a name in an overlay: by a whiteout, or by making opaque the directory that the layer has brought."""
-        if parent.opaque:
-            return
-        child = self._directories.child(parent, name)
-        if child is not None and not self._directories.is_hollow(child):
-            self._make_opaque(child)
-            return
-        if child is not None:
-            self._remove(parent, name)
-        if self._directories.knows_lower:
-            below = self._directories.open_lower(parent, name)
-            if below < 0:
-                return
-            os.close(below)
-        try:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
-        except FileExistsError:
-            return  # a file of this layer, which hides the lower one anyway
-        parent.touched = True
-
-    def _drop_whiteouts(self, directory: Directory) -> None:
-        """Remove whiteouts where nothing is below them: the kernel would list them (semantics.md, section 3)."""
-        for name in _names(directory):
-            child = self._directories.child(directory, name)
-            if child is not None:
-                self._drop_whiteouts(child)
-            elif is_whiteout(os.stat(name, dir_fd=directory.fd, follow_symlinks=False)):
-                os.unlink(name, dir_fd=directory.fd)
-                directory.touched = True
-
-    def _remove_lower(self, parent: Directory, name: bytes, brought: Names) -> None:
-        """Delete what lower layers have under a name, down to what this layer has brought."""
-        if name not in brought:
-            parent.touched = self._remove(parent, name) or parent.touched
-            return
-        child = self._directories.child(parent, name)
-        if child is not None and child.names is not None:
-            self._make_opaque(child)
+    # -- replacement ---------------------------------------------------------------------------------------------------
 
     def _clear(self, parent: Directory, name: bytes) -> bool:
         """Make way for a new file; tell whether lower layers had something there that a directory must hide."""
-        existed = self._remove(parent, name)
+        existed = self._whiteouts.remove(parent, name)
         if existed:
             self._last_name = None
             parent.touched = True
             if parent.names is not None:
                 parent.names.pop(name, None)
         return existed and self._overlay
-
-    def _remove(self, parent: Directory, name: bytes) -> bool:
-        """Remove a file or a tree; tell whether it was there."""
-        try:
-            os.unlink(name, dir_fd=parent.fd)
-        except FileNotFoundError:
-            return False
-        except (IsADirectoryError, PermissionError) as error:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
-                raise error from None
-            self._directories.forget(parent.path + b"/" + name)
-            remove_tree(Path(os.fsdecode(attributes.proc_path(parent.fd, name))))
-        return True
-
-
-def _names(directory: Directory) -> list[bytes]:
-    """List a directory."""
-    return [os.fsencode(name) for name in os.listdir(directory.fd)]
 
 
 def _write_all(fd: int, data: memoryview) -> None:

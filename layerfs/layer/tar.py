@@ -1,4 +1,4 @@
-"""The tar format without any I/O: headers, PAX records, numbers and sparse maps, read strictly and packed exactly.
+"""The tar format without any I/O: headers, PAX records, numbers and sparse maps, read strictly.
 
 The rules are those of POSIX.1-2008 pax(1) ("ustar Interchange Format" and "pax Interchange Format") and of GNU tar's
 manual ("Basic Tar Format", "Storing Sparse Files"). Names are bytes. What two readers could understand differently is
@@ -43,9 +43,9 @@ WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DI
 
 # name mode uid gid size mtime checksum type link magic+version (uname gname) devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
-_CHECKSUM = slice(148, 156)
+CHECKSUM = slice(148, 156)
 _ADLER_BASE = 65521
-_NANO = 10**9
+NANO = 10**9
 _TIME_END = 1 << 62
 """Seconds that no clock and no file system can mean."""
 _ID_END = (1 << 32) - 1
@@ -120,11 +120,11 @@ def _checksum_matches(block: memoryview, stored: int) -> bool:
 
     The low half of Adler-32 is the sum of the bytes modulo 65,521, plus 1, and is made in C: 0.3 instead of 4 µs.
     """
-    blanks = 8 * 32 - sum(block[_CHECKSUM])
+    blanks = 8 * 32 - sum(block[CHECKSUM])
     if ((zlib.adler32(block) & 0xFFFF) - 1 + blanks - stored) % _ADLER_BASE == 0:
         return True
     text = bytes(block)
-    rest = text[: _CHECKSUM.start] + text[_CHECKSUM.stop :]
+    rest = text[: CHECKSUM.start] + text[CHECKSUM.stop :]
     return sum(byte - 256 if byte > 127 else byte for byte in rest) + 8 * 32 == stored  # noqa: PLR2004  signed bytes
 
 
@@ -148,7 +148,7 @@ def parse_header(block: memoryview) -> Header:
         _cached_number(uid),
         _cached_number(gid),
         number(size),
-        _cached_number(mtime) * _NANO,
+        _cached_number(mtime) * NANO,
         link.partition(b"\0")[0],
         _cached_number(major) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else 0,
         _cached_number(minor) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else 0,
@@ -184,7 +184,7 @@ def check_header(header: Header) -> None:
     if not (0 <= header.uid < _ID_END and 0 <= header.gid < _ID_END):
         raise Corrupt(f"the tar entry {what} has an owner that is out of range: {header.uid}:{header.gid}")
     for time in (header.mtime, header.atime or 0):
-        if not -_TIME_END < time // _NANO < _TIME_END:
+        if not -_TIME_END < time // NANO < _TIME_END:
             raise Corrupt(f"the tar entry {what} has a time that is out of range")
     if b"\0" in header.name or b"\0" in header.link:
         raise Corrupt(f"the tar entry {what} has a NUL in its name or target")
@@ -261,7 +261,7 @@ def _nanoseconds(value: bytes) -> int:
         raise Corrupt(f"a PAX record holds {value[:40]!r}, which is no time")
     digits = match[3] or b""
     fraction = int(digits[:9].ljust(9, b"0"))
-    whole = int(match[2]) * _NANO
+    whole = int(match[2]) * NANO
     if not match[1]:
         return whole + fraction
     return -whole - fraction - (1 if digits[9:].strip(b"0") else 0)
@@ -373,113 +373,3 @@ def check_extents(header: Header) -> None:
         raise Corrupt(f"the sparse map of {shown(header.name)} reaches beyond the end of the file")
     if total != header.size:
         raise Corrupt(f"the sparse map of {shown(header.name)} does not fit its data: {total} and {header.size} bytes")
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-_OCTAL_8 = 0o7777777
-_OCTAL_12 = 0o77777777777
-_NAME_BYTES = 100
-
-
-def pack(header: Header) -> bytes:
-    """Return the header blocks of an entry: ustar, with a PAX header before it for what does not fit.
-
-    User and group names stay empty, so that the bytes depend on nothing but the file.
-    """
-    records = _needed_records(header)
-    extended = b""
-    if records:
-        data = b"".join(_record(key, value) for key, value in sorted(records.items()))
-        extended = _ustar(b"PaxHeaders/" + header.name[-80:].replace(b"/", b"_"), PAX_LOCAL, len(data)) + padded(data)
-    seconds = header.mtime // _NANO
-    return extended + _ustar(
-        header.name[:_NAME_BYTES] if b"path" in records else header.name,
-        header.type,
-        header.size if header.size <= _OCTAL_12 else 0,
-        mode=header.mode,
-        uid=header.uid if header.uid <= _OCTAL_8 else 0,
-        gid=header.gid if header.gid <= _OCTAL_8 else 0,
-        mtime=seconds if 0 <= seconds <= _OCTAL_12 else 0,
-        link=header.link[:_NAME_BYTES] if b"linkpath" in records else header.link,
-        device=(header.major, header.minor),
-    )
-
-
-def padded(data: bytes) -> bytes:
-    """Fill up to whole blocks."""
-    return data + bytes(-len(data) % BLOCK_SIZE)
-
-
-def _needed_records(header: Header) -> dict[bytes, bytes]:
-    """Collect what a ustar header can not say."""
-    records = dict(_xattr_record(name, value) for name, value in header.xattrs.items())
-    if len(header.name) > _NAME_BYTES:
-        records[b"path"] = header.name
-    if len(header.link) > _NAME_BYTES:
-        records[b"linkpath"] = header.link
-    if header.mtime % _NANO or not 0 <= header.mtime <= _OCTAL_12 * _NANO:
-        records[b"mtime"] = _seconds(header.mtime)
-    for key, value, largest in (
-        (b"size", header.size, _OCTAL_12),
-        (b"uid", header.uid, _OCTAL_8),
-        (b"gid", header.gid, _OCTAL_8),
-    ):
-        if value > largest:
-            records[key] = b"%d" % value
-    return records
-
-
-def _xattr_record(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Return the record of an extended attribute; libarchive's form can have a name with ``=`` in it, star's cannot."""
-    if b"=" not in name:
-        return b"SCHILY.xattr." + name, value
-    quoted = urllib.parse.quote_from_bytes(name).encode()
-    return b"LIBARCHIVE.xattr." + quoted, binascii.b2a_base64(value, newline=False)
-
-
-def _seconds(time: int) -> bytes:
-    """Write nanoseconds as decimal seconds, without needless zeros."""
-    whole, fraction = divmod(abs(time), _NANO)
-    digits = b".%09d" % fraction if fraction else b""
-    return (b"-" if time < 0 else b"") + b"%d" % whole + digits.rstrip(b"0")
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """Write one PAX record, whose length counts its own digits."""
-    bare = len(key) + len(value) + 3
-    length = bare + len(str(bare))
-    length = bare + len(str(length))
-    return b"%d %s=%s\n" % (length, key, value)
-
-
-def _ustar(
-    name: bytes,
-    kind: bytes,
-    size: int,
-    *,
-    mode: int = 0o644,
-    uid: int = 0,
-    gid: int = 0,
-    mtime: int = 0,
-    link: bytes = b"",
-    device: tuple[int, int] = (0, 0),
-) -> bytes:
-    """Pack one header block and its checksum."""
-    block = struct.pack(
-        "100s8s8s8s12s12s8sc100s8s64s8s8s167x",
-        name,
-        b"%07o" % mode,
-        b"%07o" % uid,
-        b"%07o" % gid,
-        b"%011o" % size,
-        b"%011o" % mtime,
-        b" " * 8,
-        kind,
-        link,
-        b"ustar\x0000",
-        b"",
-        b"%07o" % device[0],
-        b"%07o" % device[1],
-    )
-    return block[: _CHECKSUM.start] + b"%06o\0 " % sum(block) + block[_CHECKSUM.stop :]

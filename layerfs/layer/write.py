@@ -25,6 +25,7 @@ from layerfs.layer.digest import Digest
 from layerfs.layer.links import Inode, linked_names
 from layerfs.layer.output import LayerOutput, Writable
 from layerfs.layer.owners import Owners
+from layerfs.layer.pack import pack
 from layerfs.layer.tar import Header, shown
 
 _WHITEOUT = b".wh."
@@ -32,6 +33,8 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _PIECE = 1 << 20
+_MOST_OPEN = 64
+"""Directories kept open on the way to an entry."""
 _TYPES = {
     stat.S_IFREG: tar.REGULAR,
     stat.S_IFDIR: tar.DIRECTORY,
@@ -135,7 +138,7 @@ class _Writer:
         self._owners = owners
         self._root = os.open(root.path, _DIRECTORY)
         self._here = self._root
-        self._here_path = b""
+        self._way = [(b"", self._root)]
         self._written: set[bytes] = set()
         self._links: dict[Inode, tuple[bytes, int]] = {}
         self.entries = 0
@@ -144,14 +147,13 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._here != self._root:
-            os.close(self._here)
-        os.close(self._root)
+        for _, fd in self._way:
+            os.close(fd)
 
     def run(self, listed: dict[bytes, Change]) -> None:
         """Write everything, then the names that the links written need to be whole."""
         deleted = {path for path, change in listed.items() if change.kind is ChangeKind.DELETED}
-        wanted = {above for path in listed for above in _above(path)} | listed.keys()
+        wanted = _with_parents(listed)
         if broken := next((path for path in deleted if any(above in deleted for above in _above(path))), None):
             raise FailedPrecondition(f"{shown(broken)} is deleted together with its directory, and listed twice")
         for path in sorted(wanted, key=lambda path: _order(path, deleted=path in deleted)):
@@ -230,16 +232,25 @@ class _Writer:
 
     def _emit(self, header: Header) -> None:
         self.entries += 1
-        self._output.write(tar.pack(header))
+        self._output.write(pack(header))
 
     def _go_to(self, path: bytes) -> None:
-        """Open the directory that holds the next entries."""
-        if path == self._here_path:
-            return
-        fd = syscalls.openat2(self._root, path, _DIRECTORY, resolve=_STAY) if path else self._root
-        if self._here != self._root:
-            os.close(self._here)
-        self._here, self._here_path = fd, path
+        """Open the directory that holds the next entries, from the nearest one above it that is open.
+
+        Those on the way stay open, as entries of theirs may follow: opening them anew took a tenth of the time.
+        """
+        above, fd = self._way[-1]
+        while path != above and above and not path.startswith(above + b"/"):
+            self._way.pop()
+            os.close(fd)
+            above, fd = self._way[-1]
+        if path != above:
+            below = path[len(above) + 1 :] if above else path
+            fd = syscalls.openat2(fd, below, _DIRECTORY, resolve=_STAY)
+            self._way.append((path, fd))
+            if len(self._way) > _MOST_OPEN:
+                os.close(self._way.pop(1)[1])  # the uppermost but the root
+        self._here = fd
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
@@ -254,6 +265,17 @@ class _Writer:
             if inode in missing and path not in listed
         ]
         return sorted(found, key=lambda path: _order(path, deleted=False))
+
+
+def _with_parents(paths: Iterable[bytes]) -> set[bytes]:
+    """Return the paths and all directories above them, without the root."""
+    found = set(paths)
+    for path in list(found):
+        above = path.rpartition(b"/")[0]
+        while above and above not in found:
+            found.add(above)
+            above = above.rpartition(b"/")[0]
+    return found
 
 
 def _above(path: bytes) -> list[bytes]:
