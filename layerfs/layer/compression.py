@@ -201,7 +201,7 @@ class _ZstdSteps:
 class Compressor(Protocol):
     """What zlib's, ISA-L's and zstandard's objects have in common."""
 
-    def compress(self, data: bytes, /) -> bytes:
+    def compress(self, data: bytes | memoryview, /) -> bytes:
         """Take data and return what is ready."""
         ...
 
@@ -213,8 +213,8 @@ class Compressor(Protocol):
 class _Plain:
     """Store bytes as they are."""
 
-    def compress(self, data: bytes, /) -> bytes:
-        return data
+    def compress(self, data: bytes | memoryview, /) -> bytes:
+        return bytes(data)
 
     def flush(self) -> bytes:
         return b""

@@ -34,8 +34,8 @@ class LayerOutput:
         self._compressed = hashlib.sha256()
         self._parts: list[bytes] = []
         self._waiting = 0
-        self._hasher: Worker[bytes] | None = None
-        self._packer: Worker[bytes] | None = None
+        self._hasher: Worker[bytes | memoryview] | None = None
+        self._packer: Worker[bytes | memoryview] | None = None
         self.diff_size = 0
         self.size = 0
 
@@ -86,20 +86,20 @@ class LayerOutput:
         if self._hasher is None or self._packer is None:
             self._hasher = Worker(self._hash, "layerfs-digest")
             self._packer = Worker(self._pack, "layerfs-compress")
-        data = b"".join(self._parts)
+        data = memoryview(b"".join(self._parts))
         end = len(data) - len(data) % BLOCK
         for start in range(0, end, BLOCK):
             block = data[start : start + BLOCK]
             self._hasher.put(block)
             self._packer.put(block)
-        self._parts = [data[end:]]
+        self._parts = [bytes(data[end:])]
         self._waiting = len(data) - end
 
-    def _hash(self, block: bytes) -> None:
+    def _hash(self, block: bytes | memoryview) -> None:
         self.diff_size += len(block)
         self._plain.update(block)
 
-    def _pack(self, block: bytes) -> None:
+    def _pack(self, block: bytes | memoryview) -> None:
         self._store(self._compressor.compress(block))
 
     def _store(self, data: bytes) -> None:

@@ -147,7 +147,7 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, fd in self._way:
+        for _path, fd in self._way:
             os.close(fd)
 
     def run(self, listed: dict[bytes, Change]) -> None:
