@@ -118,13 +118,20 @@ class Library(_Plain):
         """Import, clone and mount."""
         root = run.directory("root")
         source = archive_of(run.layout) if self._archive else run.layout
+        run.meter.environment = python(run)
         run.meter.run(sys.executable, "-c", _LIBRARY, run.place / "store", source, root)
         return root
 
 
 def layerfs(run: Run, *words: str | Path) -> str:
     """Run the command."""
+    run.meter.environment = python(run)
     return run.meter.run(sys.executable, "-m", "layerfs.command", "--store", run.place / "store", *words)
+
+
+def python(run: Run) -> dict[str, str]:
+    """Let Python keep its bytecode, as that of an installed package is kept, but beside the place."""
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(run.place.parent / "bytecode")}
 
 
 class Commands(_Plain):
