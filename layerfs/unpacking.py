@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from layerfs import locks
 from layerfs.contract import LayerRoot, Mount, Whiteouts
-from layerfs.errors import Corrupt, NotFound
+from layerfs.errors import Corrupt, FailedPrecondition, NotFound
 from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.kernel import mounting, userns
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # and imported by the methods that use them: a third of the t
     from concurrent.futures import Future
 
     from layerfs.layer.apply import Applied
+    from layerfs.layer.below import Below, Stack
     from layerfs.layer.limits import Limits
 
 LAYER_LABEL = "layerfs/layer"
@@ -43,6 +44,8 @@ _BATCH = 16
 """Layers that are locked at once, each by a descriptor."""
 _DESCRIPTORS = 220
 """Descriptors that one layer may hold open, most of them directories."""
+_STACKED = 8
+"""The part of all descriptors that the lower layers may take, one for each; more layers are mounted instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +80,30 @@ class Unpacker:
         self._jobs = default_jobs() if jobs is None else jobs
         self._listener = listener
         self._stopping = Event()
+        self._stack: Stack | None = None
+        self._chains: Sequence[str] = ()
 
     def run(self, layers: Sequence[Layer]) -> None:
         """Make sure that every one of these layers, the lowest first, is there as a snapshot."""
         missing = [layer for layer in layers if not self.is_there(layer.chain)]
         traits = self._parts.driver.traits
         stackable = traits.max_layers is None or len(layers) <= traits.max_layers
-        jobs = min(self._jobs, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS)
-        if jobs > 1 and len(missing) > 1 and traits.rebase and stackable:
-            for start in range(0, len(missing), _BATCH):
-                self._side_by_side(missing[start : start + _BATCH], jobs)
-            return
-        for layer in missing:
-            with self._locked(layer):
-                if not self.is_there(layer.chain):
-                    self._in_order(layer)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        jobs = min(self._jobs, (descriptors - descriptors // _STACKED) // _DESCRIPTORS)
+        self._chains = [layer.chain for layer in layers] if len(layers) <= descriptors // _STACKED else ()
+        try:
+            if jobs > 1 and len(missing) > 1 and traits.rebase and stackable:
+                for start in range(0, len(missing), _BATCH):
+                    self._side_by_side(missing[start : start + _BATCH], jobs)
+                return
+            for layer in missing:
+                with self._locked(layer):
+                    if not self.is_there(layer.chain):
+                        self._in_order(layer)
+        finally:
+            if self._stack is not None:
+                self._stack.drop()
+                self._stack = None
 
     def is_there(self, chain: str) -> bool:
         """Tell whether a layer is unpacked."""
@@ -199,12 +211,11 @@ class Unpacker:
             if root is None:
                 root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
             stream = stack.enter_context(self._parts.blobs.open(layer.blob.digest))
-            # A mount takes longer than a small layer, and most layers need none.
-            view = partial(stack.enter_context, self._parts.temporary_view(layer.parent))
+            below = partial(self._below, layer, root, stack)
             return apply(
                 stream,
                 root,
-                lower=view if layer.parent and not apart else None,
+                lower=below if layer.parent and not apart else None,
                 base=not layer.parent,
                 apart=apart,
                 owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
@@ -214,6 +225,21 @@ class Unpacker:
                 item=layer.blob.digest,
                 total=layer.blob.size,
             )
+
+    def _below(self, layer: Layer, root: LayerRoot, stack: ExitStack) -> Below:
+        """Show what is below a layer, by the directories of the layers or else by a mount, which takes far longer."""
+        from layerfs.layer.below import Mounted, Stack  # noqa: PLC0415  see the imports above
+
+        if root.whiteouts is Whiteouts.REMOVE or layer.parent not in self._chains:
+            return Mounted(stack.enter_context(self._parts.temporary_view(layer.parent)))
+        if self._stack is None:
+            self._stack = Stack()
+        for chain in self._chains[len(self._stack) : self._chains.index(layer.parent) + 1]:
+            own = self._parts.layer_root(chain)
+            if own is None:
+                raise FailedPrecondition(f"the driver {self._parts.driver.name} does not show the layer {chain}")
+            self._stack.push(own)
+        return self._stack
 
 
 class _StoppedError(Exception):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from layerfs.contract import LayerRoot, Whiteouts
@@ -23,8 +24,9 @@ from layerfs.errors import Corrupt, LayerfsError, Unsupported, os_error
 from layerfs.events import Listener, Progress, ignore
 from layerfs.layer import attributes, tar
 from layerfs.layer.apart import LowerNeeded
+from layerfs.layer.below import Below, Mounted, is_whiteout
 from layerfs.layer.digest import Digest
-from layerfs.layer.directories import Directories, Directory, Lower, Purpose, is_whiteout
+from layerfs.layer.directories import Directories, Directory, Purpose
 from layerfs.layer.limits import Limits, check
 from layerfs.layer.owners import Owners
 from layerfs.layer.pipeline import LayerStream, Readable
@@ -37,6 +39,10 @@ _LARGEST_MAJOR = (1 << 12) - 1
 _LARGEST_MINOR = (1 << 20) - 1
 
 _log = logging.getLogger(__name__)
+
+
+Lower = Callable[[], Below]
+"""Give the lower layers merged."""
 
 
 class OwnerPolicy(StrEnum):
@@ -135,7 +141,7 @@ def _apply(
 ) -> _Applier:
     """Apply every entry; return who did it, and knows what came of it."""
     tracking = root.whiteouts is Whiteouts.REMOVE and not base and not _is_empty(root.path)
-    below = (lambda: lower) if isinstance(lower, Path) else lower
+    below = partial(Mounted, lower) if isinstance(lower, Path) else lower
     directories = Directories(root, below, base=base, tracking=tracking, lenient=lenient)
     with closing(directories):
         directories.apart = apart and not base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Mapping
 
 from layerfs.contract import Whiteouts
 from layerfs.layer import attributes
@@ -15,11 +16,13 @@ _PIECE = 1 << 20
 _NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def copy_up(below: int, directory: int, name: bytes, whiteouts: Whiteouts, *, lenient: bool) -> None:
+def copy_up(
+    below: int, directory: int, name: bytes, xattrs: Mapping[bytes, bytes], whiteouts: Whiteouts, *, lenient: bool
+) -> None:
     """Copy the file that ``below`` holds by O_PATH, and that is no directory, to ``name`` in an open directory.
 
-    Content with its holes, owner, extended attributes, mode and times come along; ``lenient`` leaves out what the
-    kernel refuses to an ordinary user.
+    Content with its holes, owner, mode and times come along, and ``xattrs`` as a layer carries them; ``lenient`` leaves
+    out what the kernel refuses to an ordinary user.
     """
     status = os.fstat(below)
     if stat.S_ISREG(status.st_mode):
@@ -34,8 +37,8 @@ def copy_up(below: int, directory: int, name: bytes, whiteouts: Whiteouts, *, le
         if not lenient or error.errno not in (errno.EINVAL, errno.EPERM):
             raise
     if not stat.S_ISLNK(status.st_mode):
-        xattrs = attributes.to_disk(attributes.read(b"/proc/self/fd/%d" % below, follow=True), whiteouts)
-        attributes.replace(attributes.proc_path(directory, name), xattrs, whiteouts, lenient=lenient)
+        on_disk = attributes.to_disk(xattrs, whiteouts)
+        attributes.replace(attributes.proc_path(directory, name), on_disk, whiteouts, lenient=lenient)
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)
     os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
 

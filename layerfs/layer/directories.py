@@ -14,13 +14,12 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt
-from layerfs.kernel import syscalls
 from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
+from layerfs.layer.below import Below, is_whiteout
 from layerfs.layer.copyup import copy_up
 from layerfs.layer.tar import shown
 
@@ -32,10 +31,6 @@ _MOST_LINKS = 40
 
 Names = dict[bytes, "Names | None"]
 """What this layer brought into a directory: for each name the same of that directory, or None for another file."""
-
-
-Lower = Callable[[], Path]
-"""Give the directory that shows the lower layers merged."""
 
 
 class Purpose(Enum):
@@ -82,18 +77,20 @@ class Directory:
 class Directories:
     """The directories below one root; use as a context manager.
 
-    ``lower`` gives a directory that shows the lower layers merged, for roots that hold one layer only; it is called
-    when they are first looked at, if ever. ``tracking`` tells that the root holds files of lower layers too, so that
+    ``lower`` gives the lower layers merged, for roots that hold one layer only; it is called when they are first looked
+    at, if ever. ``tracking`` tells that the root holds files of lower layers too, so that
     what this layer brings must be remembered.
     """
 
-    def __init__(self, root: LayerRoot, lower: Lower | None, *, base: bool, tracking: bool, lenient: bool) -> None:
+    def __init__(
+        self, root: LayerRoot, lower: Callable[[], Below] | None, *, base: bool, tracking: bool, lenient: bool
+    ) -> None:
         self.whiteouts = root.whiteouts
         self.overlay = root.whiteouts is not Whiteouts.REMOVE
         self.lenient = lenient
         self._opaque_name = attributes.opaque_name(root.whiteouts) if self.overlay else b""
         self._open: dict[bytes, Directory] = {}
-        self._lower = -1
+        self._lower: Below | None = None
         self._show_lower = lower if self.overlay and not base else None
         self._hollow: set[bytes] = set()
         self.owner: tuple[int, int] = (0, 0)
@@ -116,10 +113,10 @@ class Directories:
         """Tell whether the lower layers can be looked at."""
         return self._show_lower is not None
 
-    def _lower_root(self) -> int:
-        """Return a descriptor of the lower layers' root; -1 where they cannot be looked at."""
-        if self._lower < 0 and self._show_lower is not None:
-            self._lower = os.open(self._show_lower(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _below(self) -> Below | None:
+        """Return the lower layers; None where they cannot be looked at."""
+        if self._lower is None and self._show_lower is not None:
+            self._lower = self._show_lower()
         return self._lower
 
     # -- finding -------------------------------------------------------------------------------------------------------
@@ -242,20 +239,16 @@ class Directories:
 
     def lower_names(self) -> list[bytes]:
         """List the lower layers' root."""
-        fd = os.open(b"/proc/self/fd/%d/." % self._lower_root(), _FLAGS)
-        try:
-            return [os.fsencode(name) for name in os.listdir(fd)]
-        finally:
-            os.close(fd)
+        below = self._below()
+        return [] if below is None else below.names()
 
     def open_lower(self, here: Directory, name: bytes) -> int:
         """Open a name as the lower layers have it, by O_PATH and without following links; -1 where they do not."""
-        if here.opaque or self._lower_root() < 0:
+        below = None if here.opaque else self._below()
+        if below is None:
             return -1
-        path = (here.path + b"/" + name)[1:]
-        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
         try:
-            return syscalls.openat2(self._lower_root(), path, os.O_PATH | os.O_NOFOLLOW, resolve=resolve)
+            return below.open((here.path + b"/" + name)[1:])
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
                 return -1
@@ -269,12 +262,17 @@ class Directories:
         try:
             if stat.S_ISDIR(os.fstat(below).st_mode):
                 return False
-            copy_up(below, here.fd, name, self.whiteouts, lenient=self.lenient)
+            copy_up(below, here.fd, name, self._lower_xattrs(below), self.whiteouts, lenient=self.lenient)
             self.mark(here)
             here.touched = True
         finally:
             os.close(below)
         return True
+
+    def _lower_xattrs(self, below: int) -> dict[bytes, bytes]:
+        """Return the attributes of a lower file that is held by O_PATH, as a layer carries them."""
+        whiteouts = Whiteouts.REMOVE if self._lower is None else self._lower.whiteouts
+        return attributes.from_disk(attributes.read(b"/proc/self/fd/%d" % below, follow=True), whiteouts)
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -294,7 +292,7 @@ class Directories:
     def _make_like(self, here: Directory, name: bytes, status: os.stat_result, below: int) -> Directory:
         """Make a directory as the lower layers have it, so that it does not change what they show."""
         made = self.make(here, name, 0o755)
-        xattrs = attributes.to_disk(attributes.read(b"/proc/self/fd/%d/." % below), self.whiteouts)
+        xattrs = attributes.to_disk(self._lower_xattrs(below), self.whiteouts)
         self.set_attributes(made, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs)
         made.times = (status.st_atime_ns, status.st_mtime_ns)
         return made
@@ -415,11 +413,6 @@ class Directories:
             os.close(directory.fd)
             directory.fd = -1
         self._open.clear()
-        if self._lower >= 0:
-            os.close(self._lower)
-            self._lower = -1
-
-
-def is_whiteout(status: os.stat_result) -> bool:
-    """Tell whether a file is a character device 0/0, by which an overlay hides a name."""
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+        if self._lower is not None:
+            self._lower.close()
+            self._lower = None

@@ -14,7 +14,8 @@ from pathlib import Path
 from layerfs.errors import Corrupt, FailedPrecondition
 from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
-from layerfs.layer.directories import Directories, Directory, Names, Purpose, is_whiteout
+from layerfs.layer.below import is_whiteout
+from layerfs.layer.directories import Directories, Directory, Names, Purpose
 from layerfs.layer.tar import shown
 from layerfs.tree import remove_tree
 
