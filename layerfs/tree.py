@@ -23,6 +23,8 @@ from layerfs.kernel.treecopy import TreeCopy
 from layerfs.kernel.treemeter import Meter
 
 _PRIVATE = 0o700
+_TRIES = 100
+"""How often to delete a tree in which somebody else still works."""
 
 
 @contextmanager
@@ -75,7 +77,8 @@ def copy_tree(source: Path, destination: Path, *, squash_owner: bool = False) ->
 def remove_tree(path: Path) -> None:
     """Delete a directory and everything in it, or a single file; what is gone already is no error.
 
-    Raise `Busy` where something is mounted inside; what stands beside the mount may be gone by then.
+    What others put in or take away meanwhile is met by another try. Raise `Busy` where something is mounted inside;
+    what stands beside the mount may be gone by then.
     """
     with _translated(f"remove {path}"):
         try:
@@ -83,9 +86,21 @@ def remove_tree(path: Path) -> None:
         except FileNotFoundError:
             return
         try:
-            _remove_at(parent, name)
+            _remove_again(parent, name)
         finally:
             os.close(parent)
+
+
+def _remove_again(parent: int, name: bytes) -> None:
+    for _ in range(_TRIES - 1):
+        try:
+            _remove_at(parent, name)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+                raise
+        else:
+            return
+    _remove_at(parent, name)
 
 
 def _remove_at(parent: int, name: bytes) -> None:

@@ -345,6 +345,32 @@ def _remove_closed(base: Path) -> None:
     assert not doomed.exists()
 
 
+def test_a_tree_that_somebody_still_writes_into_is_removed(fresh_dir: Path) -> None:
+    busy = fresh_dir / "busy"
+    gone = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not gone.is_set():
+            number += 1
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                (busy / f"d{number % 7}" / f"f{number}").touch()
+            with contextlib.suppress(OSError):
+                (busy / f"d{number % 7}").rmdir()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            for number in range(7):
+                (busy / f"d{number}").mkdir(parents=True, exist_ok=True)
+            tree.remove_tree(busy)
+            assert not busy.exists()
+    finally:
+        gone.set()
+        writer.join()
+
+
 @pytest.mark.rootless
 def test_closed_directories_are_removed_by_their_owner(run_rootless: Rootless, rootless_dir: Path) -> None:
     run_rootless(_remove_closed, rootless_dir)
