@@ -305,7 +305,8 @@ class Store:
             image = self._images.get(name)
         except NotFound:
             return self._chain(name)
-        self._images.unpack(image)
+        with self._parts.working():  # a prune takes what is half unpacked for a leftover
+            self._images.unpack(image)
         return image.top
 
     def _chain(self, name: str) -> str:

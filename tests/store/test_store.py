@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +235,15 @@ def test_a_volatile_mount_leaves_a_clone_that_mounts_again(store: layerfs.Store,
     with clone.mounted() as root:
         assert {"in-a-block-0", "by-hand-0", "in-a-block-1", "by-hand-1"} <= set(os.listdir(root))
     clone.remove()
+
+
+def test_a_comparison_does_not_unpack_while_somebody_prunes(store: layerfs.Store, tmp_path: Path) -> None:
+    store.import_image(write_layout(tmp_path / "image", [BASE]), unpack=False)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.extend(change.path for change in store.changes("test:1")))
+    with store._parts.alone(wait=True):
+        reader.start()
+        reader.join(0.3)
+        assert store.snapshotter.infos() == [], "a prune would take it for a leftover"
+    reader.join()
+    assert b"etc/issue" in found
