@@ -156,9 +156,7 @@ class Clone:
             raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
         for point in points:
             mounting.unmount(point.path)
-        # Linux 6.18 shows the option as fsync=volatile, earlier ones as it was given.
-        shown = {option for point in points for option in point.super_options}
-        self._after_unmount(mounts, volatile=not shown.isdisjoint({"volatile", "fsync=volatile"}))
+        self._after_unmount(mounts, volatile=any(point.volatile for point in points))
 
     @contextmanager
     def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:

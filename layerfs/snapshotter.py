@@ -237,14 +237,7 @@ class Snapshotter:
     def cleanup(self) -> tuple[SnapshotId, ...]:
         """Delete the bytes that no row names, and return their ids."""
         self.recover()
-        # In this order: a row is there before its bytes, so bytes seen first and rows read after miss none.
-        with self._driving("list what the driver holds"):
-            held = set(self.driver.ids())
-        with self._database.read() as connection:
-            orphans = sorted(held - snapshots.ids(connection))
-        for orphan in orphans:
-            self._remove_bytes(orphan)
-        return tuple(orphans)
+        return self._remove_orphans(self._held())
 
     def recover(self) -> None:
         """Finish or undo what dead processes left, and after a power cut what it took; called when the store opens."""
@@ -368,6 +361,18 @@ class Snapshotter:
         ):
             self.driver.remove(snapshot_id)
 
+    def _held(self) -> set[SnapshotId]:
+        with self._driving("list what the driver holds"):
+            return set(self.driver.ids())
+
+    def _remove_orphans(self, held: set[SnapshotId]) -> tuple[SnapshotId, ...]:
+        """Delete the bytes seen before that have no row now: a row comes before its bytes, so what is new is safe."""
+        with self._database.read() as connection:
+            orphans = tuple(sorted(held - snapshots.ids(connection)))
+        for orphan in orphans:
+            self._remove_bytes(orphan)
+        return orphans
+
     @contextmanager
     def _driving(self, what: str) -> Iterator[None]:
         try:
@@ -415,14 +420,11 @@ class Snapshotter:
         Making one does not wait for the disk. If its directory did not reach it, neither did anything inside: a file
         that was synced would have brought its directories along.
         """
-        with self._driving("list what the driver holds"):
-            held = set(self.driver.ids())
+        held = self._held()
         with self._database.read() as connection:
-            named = snapshots.ids(connection)
             open_rows = snapshots.by_kind(connection, Kind.ACTIVE) + snapshots.by_kind(connection, Kind.VIEW)
             lost = [snapshots.snapshot(connection, row) for row in open_rows if row.id not in held]
-        for orphan in sorted(held - named):
-            self._remove_bytes(orphan)
+        self._remove_orphans(held)
         for snapshot in lost:
             try:
                 with self._driving(f"create snapshot {snapshot.id} anew"):

@@ -43,6 +43,11 @@ class MountPoint:
         return "ro" in self.options or "ro" in self.super_options
 
     @property
+    def volatile(self) -> bool:
+        """Tell whether it is an overlay that never syncs; Linux 6.18 shows fsync=volatile, earlier ones volatile."""
+        return not {"volatile", "fsync=volatile"}.isdisjoint(self.super_options)
+
+    @property
     def upper(self) -> str:
         """Return the upper directory of an overlay, as the kernel tells it, or ""."""
         return next((_decoded(option[9:]) for option in self.super_options if option.startswith("upperdir=")), "")
