@@ -1,7 +1,8 @@
-"""Run a part in a forked child, and bring its error back to the parent as if it had happened there."""
+"""Fork safely, run a part in the child, and bring its error back to the parent as if it had happened there."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,24 @@ from layerfs.errors import LayerfsError, OperationFailed, os_error
 
 _SIGNALLED = 128
 """A shell's exit status for a process that signal n ended is 128+n."""
+
+
+def fork() -> int:
+    """Fork as os.fork does, into a child that never collects what the parent left to the garbage collector.
+
+    Threads do not survive fork(2). An object that owns some, as a zstd compressor does, waits for them when it is
+    freed, in the child for ever: so what lies in reference cycles when the child begins is kept until its end.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        child = os.fork()  # noqa: TID251  the one place
+        if child == 0:
+            gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
+    return child
 
 
 def report(pipe: int, error: LayerfsError) -> None:
@@ -67,7 +86,7 @@ def _succeed(body: Callable[[], None]) -> int:
 def attempt(body: Callable[[], None], what: str) -> None:
     """Run ``body`` in a child, whose namespaces and mounts end with it; raise the `LayerfsError` that it raises."""
     reader, writer = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         os.close(reader)
         end_with(partial(_succeed, body), writer, what)

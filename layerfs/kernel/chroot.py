@@ -21,7 +21,7 @@ from types import FrameType
 from layerfs.contract import Mount
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, os_error
 from layerfs.kernel import mounting, syscalls
-from layerfs.kernel.children import end_with, exit_status, raise_reported, report
+from layerfs.kernel.children import end_with, exit_status, fork, raise_reported, report
 from layerfs.kernel.rootfs import HostTrees, furnished
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,7 +53,7 @@ def run_chroot(root: Path | Sequence[Mount], argv: Sequence[str], env: Mapping[s
 def _run(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mapping[str, str]) -> int:
     reader, writer = os.pipe()
     with _signals_left_to_child() as relay_to:
-        keeper = os.fork()
+        keeper = fork()
         if keeper == 0:
             os.close(reader)
             end_with(lambda: _keep(mounts, place, argv, env, writer), writer, _WHAT)
@@ -117,7 +117,7 @@ def _keep(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mappin
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     with _signals_left_to_child() as relay_to:
-        init = os.fork()
+        init = fork()
         if init == 0:
             end_with(lambda: _init(mounts, place, argv, env, writer), writer, _WHAT)
         relay_to(init)
@@ -140,7 +140,7 @@ def _init(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mappin
         mounting.mount(mounts, place)
         _enter(place)
         with furnished(trees), _signals_left_to_child() as relay_to:
-            command = os.fork()
+            command = fork()
             if command == 0:
                 end_with(lambda: _execute(argv, env, writer), writer, _WHAT)
             relay_to(command)

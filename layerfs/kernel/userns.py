@@ -16,7 +16,7 @@ from pathlib import Path
 from layerfs import process
 from layerfs.errors import CommandFailed, FailedPrecondition, LayerfsError, Unsupported, os_error
 from layerfs.kernel import syscalls
-from layerfs.kernel.children import attempt
+from layerfs.kernel.children import attempt, fork
 
 _EVERY_ID = (1 << 32) - 1
 """Ids that the initial namespace maps: all but -1."""
@@ -136,7 +136,7 @@ def _fork_mapper(ready: int, go: int) -> int:
     newuidmap(1) works only on the process of somebody else: the one inside may map no id but its own.
     """
     parent = os.getpid()
-    helper = os.fork()
+    helper = fork()
     if helper == 0:
         try:
             os.close(go)

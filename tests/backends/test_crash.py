@@ -15,6 +15,7 @@ import pytest
 
 from layerfs.contract import DirectAccess, Driver
 from layerfs.kernel import mountinfo
+from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import mounted
 from layerfs.testing.driver_rules import active
 from layerfs.testing.trees import contents
@@ -55,7 +56,7 @@ def open_driver(place: Path) -> Iterator[Open]:
 
 def _fork(work: Callable[[], None]) -> int:
     """Run ``work`` in a child; its exit status tells whether it came to its end."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         _be_child(work)
     return child

@@ -13,6 +13,7 @@ import pytest
 
 from layerfs import locks
 from layerfs.errors import Busy
+from layerfs.kernel.children import fork
 
 _HOLD = """
 import sys, time
@@ -100,7 +101,7 @@ def test_an_owner_is_alive_until_it_closes(tmp_path: Path) -> None:
 def test_a_forked_child_gets_a_token_of_its_own(tmp_path: Path) -> None:
     owner = locks.Owner(tmp_path / "lock")
     token = owner.token
-    child = os.fork()
+    child = fork()
     if child == 0:
         os._exit(0 if owner.token != token and owner.is_alive(token) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -17,6 +17,7 @@ import pytest
 from layerfs.contract import Mount
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, PermissionDenied
 from layerfs.kernel import syscalls, userns
+from layerfs.kernel.children import fork
 from layerfs.kernel.chroot import run_chroot
 from layerfs.kernel.mounting import overlay_options
 from tests.kernel.stacks import places
@@ -326,7 +327,7 @@ def test_ctrl_c_ends_the_command_and_not_the_caller(fresh_dir: Path) -> None:
 @pytest.mark.root
 def test_it_needs_privilege(fresh_dir: Path) -> None:
     root = make_root(fresh_dir)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:

@@ -16,6 +16,7 @@ from layerfs import tree
 from layerfs.contract import Mount
 from layerfs.errors import AlreadyExists, InvalidArgument, LayerfsError, NotFound, PermissionDenied
 from layerfs.kernel import loop, qgroups
+from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import mount, mounted, unmount
 from tests.kernel.stacks import detached
 
@@ -105,7 +106,7 @@ def test_missing_images(fresh_dir: Path) -> None:
 @pytest.mark.root
 def test_an_ordinary_user_is_told(image: Path) -> None:
     image.chmod(0o666)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:

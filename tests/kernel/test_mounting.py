@@ -25,6 +25,7 @@ from layerfs.errors import (
     Unsupported,
 )
 from layerfs.kernel import mountinfo, overlay
+from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import Way, mount, mounted, overlay_options, unmount, users
 from layerfs.kernel.options import parse, parse_overlay
 from tests.kernel.stacks import Stack, make_stack, places
@@ -233,7 +234,7 @@ def test_an_unknown_file_system(stack: Stack, way: Way) -> None:
 
 
 def test_an_ordinary_user_is_told(stack: Stack) -> None:
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:

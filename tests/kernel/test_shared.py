@@ -14,6 +14,7 @@ import pytest
 from layerfs.contract import Mount
 from layerfs.errors import FailedPrecondition, LayerfsError
 from layerfs.kernel import mountinfo
+from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import Way, mount, mounted, overlay_options, release_shared, unmount
 from tests.kernel.stacks import Stack, make_stack, places
 
@@ -100,7 +101,7 @@ def test_release_waits_for_a_mount_under_way(stack: Stack, place: Path) -> None:
         pass
     held = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             signal.alarm(1)

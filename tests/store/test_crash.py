@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 import layerfs
+from layerfs.kernel.children import fork
 from tests.support import invariants
 from tests.support.images import BASE, EDIT, SHRINK, Layer, write_layout
 
@@ -108,7 +109,7 @@ def find_or_make(store: layerfs.Store, image: str) -> layerfs.Clone:
 def run_and_kill(path: Path, layouts: list[Path], seed: int) -> str:
     """Let a worker live for a random time, and return what it told."""
     readable, writable = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             os.close(readable)

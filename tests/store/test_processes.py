@@ -14,6 +14,7 @@ import pytest
 
 import layerfs
 from layerfs.contract import DirectAccess
+from layerfs.kernel.children import fork
 from tests.support import invariants
 
 PROCESSES = 8
@@ -65,7 +66,7 @@ def write(file: Path, text: str) -> None:
 
 
 def start(path: Path, seed: int, until: float) -> int:
-    child = os.fork()
+    child = fork()
     if child == 0:
         run_worker(path, seed, until)
     return child

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn, ParamSpec, Protocol, TypeVar
 
+from layerfs.kernel.children import fork
+
 UID = GID = 65534
 """nobody and nogroup on Debian and Ubuntu."""
 
@@ -60,7 +62,7 @@ def run_rootless(home: Path, function: Callable[P, T], *args: P.args, **kwargs: 
     with warnings.catch_warnings():
         # Python 3.12 warns of a fork beside other threads; the child calls nothing that could wait for their locks.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        child = fork()
     if child == 0:
         os.close(reader)
         _answer(writer, home, lambda: function(*args, **kwargs))

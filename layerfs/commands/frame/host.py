@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from layerfs.errors import LayerfsError, Unsupported
 from layerfs.kernel import syscalls, userns
-from layerfs.kernel.children import attempt
+from layerfs.kernel.children import attempt, fork
 
 _NOBODY = 65534
 """An ordinary user to try as, when root asks."""
@@ -98,7 +98,7 @@ def _idmapped_mounts() -> None:
 def _other_user_namespace() -> int:
     """Return a descriptor of a new user namespace with a mapping: the kernel refuses one without."""
     ready, done = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         _hold_user_namespace(done)
     os.close(done)
