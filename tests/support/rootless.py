@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +20,8 @@ from layerfs.kernel.children import fork
 UID = GID = 65534
 """nobody and nogroup on Debian and Ubuntu."""
 
+_LIMIT = 480
+"""Seconds after which the kernel ends the child: before the whole run is stopped (faulthandler_timeout)."""
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _SETPRIV = ("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--")
 
@@ -82,6 +85,7 @@ def run_rootless(home: Path, function: Callable[P, T], *args: P.args, **kwargs: 
 def _answer(writer: int, home: Path, function: Callable[[], object]) -> NoReturn:
     """Be the child: drop root, call, write the answer and end without running the parent's clean-ups."""
     status = 1
+    signal.alarm(_LIMIT)
     try:
         _drop(home)
         answer = _outcome(function)
