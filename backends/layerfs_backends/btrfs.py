@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-from layerfs import locks, tree
+from layerfs import locks, tree, trial
 from layerfs.contract import (
     Candidates,
     CopyUnit,
@@ -36,7 +36,6 @@ from layerfs.contract import (
 )
 from layerfs.errors import Busy, Corrupt, InvalidArgument, Unsupported
 from layerfs.kernel import btrfs_send, qgroups, syscalls, userns
-from layerfs_backends import trial
 
 _SUBVOLUME_INODE = 256
 """The inode number of every subvolume's root directory (``BTRFS_FIRST_FREE_OBJECTID``)."""

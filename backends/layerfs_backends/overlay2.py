@@ -2,11 +2,9 @@
 
 ::
 
-    <root>/<id>/diff      what the snapshot adds to its parents: the upperdir, later a lowerdir
-    <root>/<id>/work      the kernel's workdir, in active snapshots that have a parent
     <root>/<id>/merged    where the layers from <id> down are mounted once for all its children, if they are many
-    <root>/.new/<id>      being made; <root>/.removed/<id> being deleted: after a crash `ids` names both
-    <root>/xattrs         whether layers say "opaque" in trusted.overlay or in user.overlay
+
+and what `layerfs.layerdirs` makes: the kernel's upperdir, workdir and lowerdirs.
 
 There are no short ``l/`` links, which Docker's overlay2 has to keep the option string below a page (4,096 bytes).
 Since Linux 6.5 each lowerdir goes to the kernel by itself; before, numeric ids are as short as links when the mounter
@@ -20,13 +18,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from stat import S_IMODE, S_ISCHR
+from stat import S_ISCHR
 from typing import ClassVar
 
-from layerfs import tree
+from layerfs import tree, trial
 from layerfs.contract import (
     CopyUnit,
     Driver,
@@ -39,10 +37,10 @@ from layerfs.contract import (
     Whiteouts,
     WritePolicy,
 )
-from layerfs.errors import InvalidArgument, LayerfsError, NoSpace, PermissionDenied, Unsupported, os_error
-from layerfs.kernel import mounting, syscalls, userns
+from layerfs.errors import InvalidArgument, LayerfsError, PermissionDenied, Unsupported
+from layerfs.kernel import mounting, syscalls
 from layerfs.kernel.options import MAX_LOWERS, overlay_options
-from layerfs_backends import trial
+from layerfs.layerdirs import LayerDirectories, open_directories
 
 SHARE_ABOVE = 30
 """Layers from which children share one read-only overlay of them.
@@ -50,9 +48,6 @@ SHARE_ABOVE = 30
 Measured: a mount costs 0.09 ms with 1 layer, 0.26 with 30, 0.6 to 5 with 128; on top of a shared overlay of 128 it
 costs 0.29 ms, and 12 KiB of kernel memory instead of 170.
 """
-
-_XATTRS = {Whiteouts.OVERLAY: "trusted", Whiteouts.OVERLAY_USER: "user"}
-"""The namespace of extended attributes in which each style is written down."""
 
 
 class Overlay2Driver:
@@ -63,29 +58,19 @@ class Overlay2Driver:
         CopyUnit.FILE, WritePolicy.COPY_ON_WRITE, max_layers=MAX_LOWERS, rebase=True, rootless=True
     )
 
-    def __init__(self, root: Path, whiteouts: Whiteouts, *, share_above: int = SHARE_ABOVE) -> None:
-        self._root = root
-        self._whiteouts = whiteouts
+    def __init__(self, directories: LayerDirectories, *, share_above: int = SHARE_ABOVE) -> None:
+        self._directories = directories
+        self._root = directories.root
         self._share_above = share_above
 
     def create(self, snapshot: Snapshot) -> None:
-        """Make the directories aside and rename them into place.
-
-        A rename is never on disk before what was done ahead of it, so a power cut leaves all of a snapshot or nothing.
-        """
+        """Make the directories (`layerfs.layerdirs`); raise `Unsupported` for more layers than the kernel stacks."""
         if len(snapshot.parents) > MAX_LOWERS:
             raise Unsupported(
                 f"{len(snapshot.parents)} layers are too many for overlayfs, which stacks {MAX_LOWERS}",
                 hint="commit the clone to an image of fewer layers, or use the btrfs or the copy driver",
             )
-        new, own = self._root / ".new" / str(snapshot.id), self._path(snapshot.id)
-        tree.remove_tree(new)  # left by a crash that also lost the row, and with it the number
-        new.mkdir(mode=0o700)
-        with ExitStack() as undo:
-            undo.callback(tree.remove_tree, new)
-            self._fill(new, snapshot)
-            os.rename(new, own)
-            undo.pop_all()
+        self._directories.create(snapshot)
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return a bind mount where one directory is all there is to show, else an overlay.
@@ -95,42 +80,38 @@ class Overlay2Driver:
         """
         lowers = [f"{self._root}/{parent}/diff" for parent in snapshot.parents]  # may be hundreds: no Path for each
         if not lowers:
-            return (_bind(self._diff(snapshot.id), writable=snapshot.writable),)
+            return (_bind(self._directories.diff(snapshot.id), writable=snapshot.writable),)
         if snapshot.writable:
             return self._writable_mounts(snapshot, lowers)
         if len(lowers) == 1:
-            return (_bind(self._diff(snapshot.parents[0]), writable=False),)
+            return (_bind(self._directories.diff(snapshot.parents[0]), writable=False),)
         return (self._overlay(lowers),)
 
     def commit(self, snapshot: Snapshot) -> None:
         """Sync it: committed layers are only ever mounted as lowerdirs, which the kernel does not write to."""
-        tree.syncfs(self._diff(snapshot.id))
+        self._directories.sync(snapshot.id)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure what the snapshot adds to its parents."""
-        return tree.usage(self._diff(snapshot.id))
+        return self._directories.usage(snapshot.id)
 
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
-        """Rename the directory away at once, then delete it; unmount the overlay that its children shared."""
-        own, trash = self._path(id), self._root / ".removed" / str(id)
-        if os.path.ismount(own / "merged"):
-            mounting.unmount(own / "merged")
-        with suppress(FileNotFoundError):
-            os.rename(own, trash)
-        tree.remove_tree(trash)
-        tree.remove_tree(self._root / ".new" / str(id))
+        """Unmount the overlay that its children shared, and delete the directory."""
+        merged = self._directories.path(id) / "merged"
+        if os.path.ismount(merged):
+            mounting.unmount(merged)
+        self._directories.remove(id)
 
     def ids(self) -> Iterable[SnapshotId]:
         """List the snapshots, and those that a crash left half made or half deleted."""
-        places = (self._root, self._root / ".new", self._root / ".removed")
-        return {SnapshotId(int(name)) for place in places for name in os.listdir(place) if name.isdecimal()}
+        return self._directories.ids()
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""
 
     def layer_root(self, snapshot: Snapshot) -> LayerRoot:
         """Return the directory of changes (`layerfs.contract.DirectAccess`)."""
-        return LayerRoot(self._diff(snapshot.id), self._whiteouts)
+        return self._directories.layer_root(snapshot)
 
     def volatile_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return the mounts with ``volatile`` on the one that is written to (`layerfs.contract.VolatileMounts`)."""
@@ -139,8 +120,8 @@ class Overlay2Driver:
 
     def settle(self, snapshot: Snapshot) -> None:
         """Sync, then delete the mark by which the kernel refuses another mount (overlayfs.rst, "Volatile mount")."""
-        tree.syncfs(self._diff(snapshot.id))
-        incompat = self._path(snapshot.id) / "work/work/incompat"
+        self._directories.sync(snapshot.id)
+        incompat = self._directories.path(snapshot.id) / "work/work/incompat"
         with suppress(FileNotFoundError):
             (incompat / "volatile/dirty").unlink()
         with suppress(FileNotFoundError):
@@ -159,26 +140,8 @@ class Overlay2Driver:
                 _exercise(merged)
             self._inspect(place / "diff")
 
-    def _path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
-        return self._root / str(id)
-
-    def _diff(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
-        return self._root / str(id) / "diff"
-
-    def _fill(self, new: Path, snapshot: Snapshot) -> None:
-        diff = new / "diff"
-        diff.mkdir()
-        if snapshot.parent is None:
-            diff.chmod(0o755)  # mkdir obeys the umask, a container's root does not
-        else:
-            _copy_attributes(self._diff(snapshot.parent), diff)
-        if snapshot.writable and snapshot.parents:
-            work = new / "work"
-            work.mkdir()
-            work.chmod(0o711)
-
     def _writable_mounts(self, snapshot: Snapshot, lowers: Sequence[str]) -> Sequence[Mount]:
-        own = self._path(snapshot.id)
+        own = self._directories.path(snapshot.id)
         if len(lowers) <= self._share_above:
             return (self._overlay(lowers, own),)
         merged = f"{self._root}/{snapshot.parents[0]}/merged"
@@ -189,13 +152,13 @@ class Overlay2Driver:
 
     def _inspect(self, upper: Path) -> None:
         deleted = (upper / "deleted").lstat()
-        opaque = os.getxattr(upper / "replaced", f"{_XATTRS[self._whiteouts]}.overlay.opaque")
+        opaque = os.getxattr(upper / "replaced", self._directories.opaque_xattr)
         if not S_ISCHR(deleted.st_mode) or deleted.st_rdev or opaque != b"y":
             raise Unsupported("a deletion is not written down as a character device 0/0 or an opaque directory")
 
     def _overlay(self, lowers: Sequence[str], own: Path | None = None) -> Mount:
         upper, work = (own / "diff", own / "work") if own else (None, None)
-        userxattr = self._whiteouts is Whiteouts.OVERLAY_USER
+        userxattr = self._directories.whiteouts is Whiteouts.OVERLAY_USER
         return Mount("overlay", "overlay", overlay_options(lowers, upper, work, userxattr=userxattr))
 
 
@@ -206,29 +169,14 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     The option ``share-above`` is `SHARE_ABOVE`; "500" shares nothing, for users who can perform one mount only.
     """
     share_above = _parse(options)
-    whiteouts = _whiteouts(root / "xattrs")
-    # Layers hold setuid programs: no other user of the host may reach them (containerd's CVE-2021-41103).
-    for directory in (root, root / ".new", root / ".removed"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    driver = Overlay2Driver(root, whiteouts, share_above=share_above)
-    if not (root / "xattrs").exists():
-        _try(driver, root)
-        _record(root, whiteouts)
-    return driver
 
+    def try_out(directories: LayerDirectories) -> None:
+        Overlay2Driver(directories).try_out()
 
-def _try(driver: Overlay2Driver, root: Path) -> None:
-    try:
-        driver.try_out()
-    except (LayerfsError, OSError) as error:
-        problem = os_error("try it out", error) if isinstance(error, OSError) else error
-        hint = _hint(root, problem)
-        for directory in (root / ".removed", root / ".new", root):
-            with suppress(OSError):  # not empty, so it was here before
-                directory.rmdir()
-        if isinstance(problem, NoSpace):
-            raise problem from error
-        raise Unsupported(f"overlayfs does not work in {root}: {problem}", hint=hint) from error
+    def refusal(problem: LayerfsError) -> Unsupported:
+        return Unsupported(f"overlayfs does not work in {root}: {problem}", hint=_hint(root, problem))
+
+    return Overlay2Driver(open_directories(root, try_out, refusal), share_above=share_above)
 
 
 def _parse(options: Mapping[str, str]) -> int:
@@ -240,46 +188,8 @@ def _parse(options: Mapping[str, str]) -> int:
     return int(number)
 
 
-def _whiteouts(record: Path) -> Whiteouts:
-    """Return how this store's layers say that a directory is opaque; mixing the two would show deleted files again."""
-    privileged = userns.is_initial()
-    try:
-        recorded = record.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return Whiteouts.OVERLAY if privileged else Whiteouts.OVERLAY_USER
-    if recorded == _XATTRS[Whiteouts.OVERLAY_USER]:
-        return Whiteouts.OVERLAY_USER
-    if not privileged:
-        raise Unsupported(
-            f"{record.parent} holds layers made by root, whose trusted.overlay attributes a user namespace cannot see",
-            hint="run it as root, or make a store of your own with --store",
-        )
-    return Whiteouts.OVERLAY
-
-
-def _record(root: Path, whiteouts: Whiteouts) -> None:
-    new = root / ".new/xattrs"
-    with open(new, "w", encoding="ascii") as file:
-        file.write(_XATTRS[whiteouts] + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, root / "xattrs")
-
-
 def _bind(path: Path, *, writable: bool) -> Mount:
     return Mount("bind", str(path), ("rbind", "rw" if writable else "ro"))
-
-
-def _copy_attributes(source: Path, target: Path) -> None:
-    """Give ``target`` the owner, extended attributes, mode and times of ``source``: the topmost layer's are shown."""
-    status = source.stat()
-    os.chown(target, status.st_uid, status.st_gid)
-    for name in os.listxattr(source):
-        # overlayfs's own say how the source stands to its lowers; the label is given by the host's policy.
-        if not name.startswith(("trusted.overlay.", "user.overlay.", "security.selinux")):
-            os.setxattr(target, name, os.getxattr(source, name))
-    target.chmod(S_IMODE(status.st_mode))
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _clear(place: Path) -> None:

@@ -12,6 +12,7 @@ from layerfs.contract import Driver, Kind, Mount, Snapshot, SnapshotId, Whiteout
 from layerfs.errors import FailedPrecondition, InvalidArgument, LayerfsError, Unsupported
 from layerfs.kernel import mountinfo, userns
 from layerfs.kernel.mounting import mount, mounted, unmount
+from layerfs.layerdirs import LayerDirectories
 from layerfs.testing.driver_rules import active, view
 from layerfs_backends.overlay2 import SHARE_ABOVE, Overlay2Driver, open_driver
 from tests.support.rootless import Rootless
@@ -61,12 +62,12 @@ def _stack(driver: Driver, layers: int) -> tuple[int, ...]:
     ],
 )
 def test_mount_shapes(snapshot: Snapshot, expected: tuple[Mount, ...]) -> None:
-    assert Overlay2Driver(Path("/s"), Whiteouts.OVERLAY).mounts(snapshot) == expected
+    assert Overlay2Driver(LayerDirectories(Path("/s"), Whiteouts.OVERLAY)).mounts(snapshot) == expected
 
 
 @pytest.mark.parametrize(("depth", "mounts"), [(SHARE_ABOVE, 1), (SHARE_ABOVE + 1, 2), (500, 2)])
 def test_deep_clones_share_their_layers(depth: int, mounts: int) -> None:
-    driver = Overlay2Driver(Path("/s"), Whiteouts.OVERLAY)
+    driver = Overlay2Driver(LayerDirectories(Path("/s"), Whiteouts.OVERLAY))
     found = driver.mounts(active(depth + 1, *range(depth, 0, -1)))
     assert len(found) == mounts
     assert found[-1].target == ""
@@ -79,13 +80,13 @@ def test_deep_clones_share_their_layers(depth: int, mounts: int) -> None:
 
 
 def test_userxattr_where_there_is_no_root() -> None:
-    driver = Overlay2Driver(Path("/s"), Whiteouts.OVERLAY_USER)
+    driver = Overlay2Driver(LayerDirectories(Path("/s"), Whiteouts.OVERLAY_USER))
     for snapshot in (active(40, *range(39, 0, -1)), view(3, 2, 1)):
         assert all("userxattr" in found.options for found in driver.mounts(snapshot))
 
 
 def test_colons_and_backslashes_are_escaped() -> None:
-    (found,) = Overlay2Driver(Path("/a:b\\c"), Whiteouts.OVERLAY).mounts(active(2, 1))
+    (found,) = Overlay2Driver(LayerDirectories(Path("/a:b\\c"), Whiteouts.OVERLAY)).mounts(active(2, 1))
     assert r"lowerdir=/a\:b\\c/1/diff" in found.options
 
 
@@ -319,6 +320,6 @@ def test_without_root_it_says_so(rootless_dir: Path, run_rootless: Rootless) -> 
 
 
 def test_a_chain_without_end_is_refused() -> None:
-    driver = Overlay2Driver(Path("/nowhere"), Whiteouts.OVERLAY)
+    driver = Overlay2Driver(LayerDirectories(Path("/nowhere"), Whiteouts.OVERLAY))
     with pytest.raises(Unsupported, match="501"):
         driver.create(Snapshot(SnapshotId(600), Kind.ACTIVE, tuple(map(SnapshotId, range(501, 0, -1)))))

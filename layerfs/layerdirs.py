@@ -1,0 +1,173 @@
+"""A directory per snapshot that holds what it adds to its parents, for drivers that stack such directories.
+
+::
+
+    <root>/<id>/diff      what the snapshot adds to its parents: the upperdir, later a lowerdir
+    <root>/<id>/work      the workdir, in active snapshots that have a parent
+    <root>/.new/<id>      being made; <root>/.removed/<id> being deleted: after a crash `ids` names both
+    <root>/xattrs         whether layers say "opaque" in trusted.overlay or in user.overlay
+
+Source of the format: the kernel's Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from stat import S_IMODE
+
+from layerfs import tree
+from layerfs.contract import LayerRoot, Snapshot, SnapshotId, Usage, Whiteouts
+from layerfs.errors import LayerfsError, NoSpace, Unsupported, os_error
+from layerfs.kernel import userns
+
+_XATTRS = {Whiteouts.OVERLAY: "trusted", Whiteouts.OVERLAY_USER: "user"}
+"""The namespace of extended attributes in which each style is written down."""
+
+
+class LayerDirectories:
+    """Make, measure and delete the directories of snapshots below ``root``."""
+
+    def __init__(self, root: Path, whiteouts: Whiteouts) -> None:
+        self.root = root
+        self.whiteouts = whiteouts
+
+    @property
+    def opaque_xattr(self) -> str:
+        """Return the extended attribute that says that a directory hides the lower one."""
+        return f"{_XATTRS[self.whiteouts]}.overlay.opaque"
+
+    def path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        """Return the directory of a snapshot."""
+        return self.root / str(id)
+
+    def diff(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        """Return the directory of a snapshot's own changes."""
+        return self.root / str(id) / "diff"
+
+    def layer_root(self, snapshot: Snapshot) -> LayerRoot:
+        """Return that directory as the layer engine wants it (`layerfs.contract.DirectAccess`)."""
+        return LayerRoot(self.diff(snapshot.id), self.whiteouts)
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories aside and rename them into place.
+
+        A rename is never on disk before what was done ahead of it, so a power cut leaves all of a snapshot or nothing.
+        """
+        new = self.root / ".new" / str(snapshot.id)
+        tree.remove_tree(new)  # left by a crash that also lost the row, and with it the number
+        new.mkdir(mode=0o700)
+        with ExitStack() as undo:
+            undo.callback(tree.remove_tree, new)
+            self._fill(new, snapshot)
+            os.rename(new, self.path(snapshot.id))
+            undo.pop_all()
+
+    def _fill(self, new: Path, snapshot: Snapshot) -> None:
+        diff = new / "diff"
+        diff.mkdir()
+        if snapshot.parent is None:
+            diff.chmod(0o755)  # mkdir obeys the umask, a container's root does not
+        else:
+            _copy_attributes(self.diff(snapshot.parent), diff)
+        if snapshot.writable and snapshot.parents:
+            work = new / "work"
+            work.mkdir()
+            work.chmod(0o711)
+
+    def sync(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        """Put a snapshot's bytes on disk."""
+        tree.syncfs(self.diff(id))
+
+    def usage(self, id: SnapshotId) -> Usage:  # noqa: A002  the contract's word
+        """Measure what a snapshot adds to its parents."""
+        return tree.usage(self.diff(id))
+
+    def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        """Rename the directory away at once, then delete it."""
+        trash = self.root / ".removed" / str(id)
+        with suppress(FileNotFoundError):
+            os.rename(self.path(id), trash)
+        tree.remove_tree(trash)
+        tree.remove_tree(self.root / ".new" / str(id))
+
+    def ids(self) -> set[SnapshotId]:
+        """List the snapshots, and those that a crash left half made or half deleted."""
+        places = (self.root, self.root / ".new", self.root / ".removed")
+        return {SnapshotId(int(name)) for place in places for name in os.listdir(place) if name.isdecimal()}
+
+
+def open_directories(
+    root: Path, try_out: Callable[[LayerDirectories], None], refusal: Callable[[LayerfsError], Unsupported]
+) -> LayerDirectories:
+    """Open ``root``, and the first time try out there what the driver needs.
+
+    Only the first time: a store must open on a disk that is full, so that somebody can remove from it. What fails in
+    ``try_out`` is raised as ``refusal`` words it, and nothing is left of the trial.
+    """
+    whiteouts = _whiteouts(root / "xattrs")
+    # Layers hold setuid programs: no other user of the host may reach them (containerd's CVE-2021-41103).
+    for directory in (root, root / ".new", root / ".removed"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directories = LayerDirectories(root, whiteouts)
+    if not (root / "xattrs").exists():
+        _try(try_out, directories, refusal)
+        _record(root, whiteouts)
+    return directories
+
+
+def _try(
+    try_out: Callable[[LayerDirectories], None],
+    directories: LayerDirectories,
+    refusal: Callable[[LayerfsError], Unsupported],
+) -> None:
+    try:
+        try_out(directories)
+    except (LayerfsError, OSError) as error:
+        problem = os_error("try it out", error) if isinstance(error, OSError) else error
+        refused = problem if isinstance(problem, NoSpace) else refusal(problem)
+        root = directories.root
+        for directory in (root / ".removed", root / ".new", root):
+            with suppress(OSError):  # not empty, so it was here before
+                directory.rmdir()
+        raise refused from error
+
+
+def _whiteouts(record: Path) -> Whiteouts:
+    """Return how this store's layers say that a directory is opaque; mixing the two would show deleted files again."""
+    privileged = userns.is_initial() and os.geteuid() == 0
+    try:
+        recorded = record.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return Whiteouts.OVERLAY if privileged else Whiteouts.OVERLAY_USER
+    if recorded == _XATTRS[Whiteouts.OVERLAY_USER]:
+        return Whiteouts.OVERLAY_USER
+    if not privileged:
+        raise Unsupported(
+            f"{record.parent} holds layers made by root, whose trusted.overlay attributes others cannot see",
+            hint="run it as root, or make a store of your own with --store",
+        )
+    return Whiteouts.OVERLAY
+
+
+def _record(root: Path, whiteouts: Whiteouts) -> None:
+    new = root / ".new/xattrs"
+    with open(new, "w", encoding="ascii") as file:
+        file.write(_XATTRS[whiteouts] + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, root / "xattrs")
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    """Give ``target`` the owner, extended attributes, mode and times of ``source``: the topmost layer's are shown."""
+    status = source.stat()
+    os.chown(target, status.st_uid, status.st_gid)
+    for name in os.listxattr(source):
+        # overlayfs's own say how the source stands to its lowers; the label is given by the host's policy.
+        if not name.startswith(("trusted.overlay.", "user.overlay.", "security.selinux")):
+            os.setxattr(target, name, os.getxattr(source, name))
+    target.chmod(S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
