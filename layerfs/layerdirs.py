@@ -3,7 +3,7 @@
 ::
 
     <root>/<id>/diff      what the snapshot adds to its parents: the upperdir, later a lowerdir
-    <root>/<id>/work      the workdir, in active snapshots that have a parent
+    <root>/<id>/work      the workdir, where a mount needs one
     <root>/.new/<id>      being made; <root>/.removed/<id> being deleted: after a crash `ids` names both
     <root>/xattrs         whether layers say "opaque" in trusted.overlay or in user.overlay
 
@@ -13,15 +13,15 @@ Source of the format: the kernel's Documentation/filesystems/overlayfs.rst.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from stat import S_IMODE
+from stat import S_IMODE, S_ISCHR
 
-from layerfs import tree
-from layerfs.contract import LayerRoot, Snapshot, SnapshotId, Usage, Whiteouts
+from layerfs import tree, trial
+from layerfs.contract import LayerRoot, Mount, Snapshot, SnapshotId, Usage, Whiteouts
 from layerfs.errors import LayerfsError, NoSpace, Unsupported, os_error
-from layerfs.kernel import userns
+from layerfs.kernel import mounting, userns
 
 _XATTRS = {Whiteouts.OVERLAY: "trusted", Whiteouts.OVERLAY_USER: "user"}
 """The namespace of extended attributes in which each style is written down."""
@@ -33,11 +33,6 @@ class LayerDirectories:
     def __init__(self, root: Path, whiteouts: Whiteouts) -> None:
         self.root = root
         self.whiteouts = whiteouts
-
-    @property
-    def opaque_xattr(self) -> str:
-        """Return the extended attribute that says that a directory hides the lower one."""
-        return f"{_XATTRS[self.whiteouts]}.overlay.opaque"
 
     def path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         """Return the directory of a snapshot."""
@@ -51,8 +46,8 @@ class LayerDirectories:
         """Return that directory as the layer engine wants it (`layerfs.contract.DirectAccess`)."""
         return LayerRoot(self.diff(snapshot.id), self.whiteouts)
 
-    def create(self, snapshot: Snapshot) -> None:
-        """Make the directories aside and rename them into place.
+    def create(self, snapshot: Snapshot, *, work: bool) -> None:
+        """Make the directories aside, a workdir among them if wanted, and rename them into place.
 
         A rename is never on disk before what was done ahead of it, so a power cut leaves all of a snapshot or nothing.
         """
@@ -61,21 +56,20 @@ class LayerDirectories:
         new.mkdir(mode=0o700)
         with ExitStack() as undo:
             undo.callback(tree.remove_tree, new)
-            self._fill(new, snapshot)
+            self._fill(new, snapshot, work=work)
             os.rename(new, self.path(snapshot.id))
             undo.pop_all()
 
-    def _fill(self, new: Path, snapshot: Snapshot) -> None:
+    def _fill(self, new: Path, snapshot: Snapshot, *, work: bool) -> None:
         diff = new / "diff"
         diff.mkdir()
         if snapshot.parent is None:
             diff.chmod(0o755)  # mkdir obeys the umask, a container's root does not
         else:
             _copy_attributes(self.diff(snapshot.parent), diff)
-        if snapshot.writable and snapshot.parents:
-            work = new / "work"
-            work.mkdir()
-            work.chmod(0o711)
+        if work:
+            (new / "work").mkdir()
+            (new / "work").chmod(0o711)
 
     def sync(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Put a snapshot's bytes on disk."""
@@ -97,6 +91,43 @@ class LayerDirectories:
         """List the snapshots, and those that a crash left half made or half deleted."""
         places = (self.root, self.root / ".new", self.root / ".removed")
         return {SnapshotId(int(name)) for place in places for name in os.listdir(place) if name.isdecimal()}
+
+    def try_out(self, mounts: Callable[[Path, Path], Sequence[Mount]]) -> None:
+        """Mount what ``mounts`` gives for a lower directory and a snapshot's own, and see changes written down right.
+
+        A change, a deletion and a directory that is replaced must show as copy, whiteout and opaque directory; raise
+        what goes wrong.
+        """
+        with trial.scratch(self.root, _clear) as place:
+            lower, merged = place / "lower", place / "merged"
+            for directory in (lower, lower / "replaced", place / "diff", place / "work", merged):
+                directory.mkdir()
+            for name in ("changed", "deleted"):
+                (lower / name).touch()
+            with mounting.mounted(mounts(lower, place), merged):
+                _exercise(merged)
+            self._inspect(place / "diff")
+
+    def _inspect(self, upper: Path) -> None:
+        deleted = (upper / "deleted").lstat()
+        opaque = os.getxattr(upper / "replaced", f"{_XATTRS[self.whiteouts]}.overlay.opaque")
+        if not S_ISCHR(deleted.st_mode) or deleted.st_rdev or opaque != b"y":
+            raise Unsupported("a deletion is not written down as a character device 0/0 or an opaque directory")
+
+
+def _clear(place: Path) -> None:
+    if os.path.ismount(place / "merged"):
+        mounting.unmount(place / "merged")
+    tree.remove_tree(place)
+
+
+def _exercise(merged: Path) -> None:
+    (merged / "changed").write_bytes(b"new")
+    (merged / "deleted").unlink()
+    (merged / "replaced").rmdir()
+    (merged / "replaced").mkdir()
+    if "deleted" in os.listdir(merged):
+        raise Unsupported("a deleted file is listed still: the file system does not tell types in readdir (d_type)")
 
 
 def open_directories(

@@ -21,10 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from stat import S_ISCHR
 from typing import ClassVar
 
-from layerfs import tree, trial
 from layerfs.contract import (
     CopyUnit,
     Driver,
@@ -70,7 +68,7 @@ class Overlay2Driver:
                 f"{len(snapshot.parents)} layers are too many for overlayfs, which stacks {MAX_LOWERS}",
                 hint="commit the clone to an image of fewer layers, or use the btrfs or the copy driver",
             )
-        self._directories.create(snapshot)
+        self._directories.create(snapshot, work=snapshot.writable and bool(snapshot.parents))
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return a bind mount where one directory is all there is to show, else an overlay.
@@ -128,17 +126,13 @@ class Overlay2Driver:
             (incompat / "volatile").rmdir()
 
     def try_out(self) -> None:
-        """Mount an overlay, and see a copy-up, a whiteout and an opaque directory on disk; raise what goes wrong."""
-        with trial.scratch(self._root, _clear) as place:
-            lower, merged = place / "lower", place / "merged"
-            for directory in (lower, lower / "replaced", place / "diff", place / "work", merged):
-                directory.mkdir()
-            for name in ("changed", "deleted"):
-                (lower / name).touch()
+        """Mount an overlay and change what it shows; raise what goes wrong."""
+
+        def mounts(lower: Path, own: Path) -> Sequence[Mount]:
             # volatile spares the unmount its sync of the whole file system.
-            with mounting.mounted([self._overlay([str(lower)], place).with_options("volatile")], merged):
-                _exercise(merged)
-            self._inspect(place / "diff")
+            return (self._overlay([str(lower)], own).with_options("volatile"),)
+
+        self._directories.try_out(mounts)
 
     def _writable_mounts(self, snapshot: Snapshot, lowers: Sequence[str]) -> Sequence[Mount]:
         own = self._directories.path(snapshot.id)
@@ -149,12 +143,6 @@ class Overlay2Driver:
         # The shared overlay and the upperdir are two file systems. Without xino, files and directories would have
         # different st_dev, and `tar --one-file-system` and `cp -x` would leave the files out.
         return (shared, self._overlay([merged], own).with_options("xino=on"))
-
-    def _inspect(self, upper: Path) -> None:
-        deleted = (upper / "deleted").lstat()
-        opaque = os.getxattr(upper / "replaced", self._directories.opaque_xattr)
-        if not S_ISCHR(deleted.st_mode) or deleted.st_rdev or opaque != b"y":
-            raise Unsupported("a deletion is not written down as a character device 0/0 or an opaque directory")
 
     def _overlay(self, lowers: Sequence[str], own: Path | None = None) -> Mount:
         upper, work = (own / "diff", own / "work") if own else (None, None)
@@ -190,21 +178,6 @@ def _parse(options: Mapping[str, str]) -> int:
 
 def _bind(path: Path, *, writable: bool) -> Mount:
     return Mount("bind", str(path), ("rbind", "rw" if writable else "ro"))
-
-
-def _clear(place: Path) -> None:
-    if os.path.ismount(place / "merged"):
-        mounting.unmount(place / "merged")
-    tree.remove_tree(place)
-
-
-def _exercise(merged: Path) -> None:
-    (merged / "changed").write_bytes(b"new")
-    (merged / "deleted").unlink()
-    (merged / "replaced").rmdir()
-    (merged / "replaced").mkdir()
-    if "deleted" in os.listdir(merged):
-        raise Unsupported("a deleted file is listed still: the file system does not tell types in readdir (d_type)")
 
 
 def _hint(root: Path, problem: LayerfsError) -> str:

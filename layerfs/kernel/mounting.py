@@ -15,7 +15,7 @@ from pathlib import Path
 
 from layerfs.contract import Mount
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
-from layerfs.kernel import overlay, shared, syscalls
+from layerfs.kernel import mounters, overlay, shared, syscalls
 from layerfs.kernel.descriptors import opened
 from layerfs.kernel.holders import busy_hint
 from layerfs.kernel.interrupts import uninterrupted
@@ -92,6 +92,8 @@ def _perform(one: Mount, target: Path, way: Way | None) -> None:
             _bind(one, parsed, target, way)
         elif one.type == "overlay":
             overlay.attach(parsed, one.source, target, way)
+        elif mounters.is_served(one):
+            mounters.perform(one, target)
         else:
             _attach(one, parsed, target, way)
     except OSError as error:
@@ -202,6 +204,9 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
             raise Busy(f"{target} is in use", hint=busy_hint(Path(where))) from error
         if error.errno == errno.EINVAL:
             raise FailedPrecondition(f"nothing is mounted at {target}") from error
+        if error.errno == errno.EPERM and any(point.type.startswith("fuse") for point in at(Path(where))):
+            mounters.release(Path(where), lazy=lazy)
+            return
         raise os_error(f"unmount {target}", error) from error
 
 
