@@ -24,7 +24,7 @@ from layerfs.events import Listener, ignore
 from layerfs.image import media_types
 from layerfs.image.descriptor import Descriptor
 from layerfs.images import Image, Images
-from layerfs.kernel import mounting
+from layerfs.kernel import mounters, mounting
 from layerfs.layer.compression import Compression
 from layerfs.metadata import clones
 from layerfs.metadata.clones import CloneRow
@@ -182,6 +182,10 @@ class Clone:
 
         mounts = self.mounts()
         with self._parts.writing(self.key, self._what):
+            if any(mounters.is_served(mount) for mount in mounts):
+                # Before the process that serves it may end, the kernel must have handed it what it still holds back.
+                with mounting.mounted(mounts) as root:
+                    return run_chroot(root, command, environment or {})
             try:
                 return run_chroot(mounts, command, environment or {})
             finally:

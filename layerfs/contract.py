@@ -121,7 +121,8 @@ class Traits:
 
     ``max_layers`` is the largest number of snapshots in one chain, the active one not counted; None is no limit.
     ``rebase`` tells that `Snapshotter.commit` may give a parentless snapshot its parent, so that the layers of an
-    image can be unpacked side by side. ``rootless`` tells that an ordinary user can work with it in a user namespace.
+    image can be unpacked side by side. ``rootless`` tells that an ordinary user can work with it in a user namespace,
+    ``unprivileged`` that they need not even that: then their mounts are seen by everybody and last.
     """
 
     copy_unit: CopyUnit
@@ -129,6 +130,7 @@ class Traits:
     max_layers: int | None = None
     rebase: bool = False
     rootless: bool = False
+    unprivileged: bool = False
 
 
 class Driver(Protocol):

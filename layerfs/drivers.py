@@ -54,6 +54,12 @@ def probe(root: Path) -> tuple[Probe, ...]:
     return tuple(_probe(name, root) for name in names())
 
 
+def works_unprivileged(name: str, root: Path) -> bool:
+    """Tell whether this user can have the driver below ``root`` without a user namespace, by trying it."""
+    traits = _probe(name, root).traits
+    return traits is not None and traits.unprivileged
+
+
 def choose(root: Path, options: Mapping[str, str] | None = None) -> str:
     """Return the name of the first driver that works below ``root``; raise `Unsupported` if none does."""
     reasons: list[str] = []

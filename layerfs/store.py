@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -40,6 +40,8 @@ _LOCK = "lock"
 _BLOBS = "blobs"
 _VOLUME = "volume"
 """The setting that names the file system of the store's volume."""
+_UNPRIVILEGED = "unprivileged"
+"""The setting of a store that an ordinary user made without a user namespace."""
 _UIDMAP, _GIDMAP = "uidmap", "gidmap"
 """The settings that hold the store's id map, as `layerfs.layer.owners.format_ranges` writes it."""
 
@@ -113,6 +115,24 @@ def open_store(
         store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map), clock=clock)
         undo.pop_all()
     return store
+
+
+def needs_namespace(path: Path, driver: str = AUTO) -> bool:
+    """Tell whether an ordinary user works with this store, or makes one of this driver there, as root of a namespace.
+
+    A store that was made without one is used without one: in a namespace its owners would be others.
+    """
+    if _is_store(path):
+        database = Database(path / _DATABASE)
+        try:
+            with database.read() as connection:
+                return settings.get(connection, _UNPRIVILEGED) is None
+        finally:
+            database.close()
+    if driver == AUTO:
+        return True
+    there = next(place for place in (path, *path.parents) if place.is_dir())
+    return not drivers.works_unprivileged(driver, there)
 
 
 class Store:
@@ -355,9 +375,12 @@ def _initialize(
             loop.create(place)
             volume.attach(place, driver, loop.file_system)
         name = drivers.choose(place, options) if driver == AUTO else driver
-        drivers.open_driver(name, place / name, options).close()
+        with closing(drivers.open_driver(name, place / name, options)) as opened:
+            unprivileged = opened.traits.unprivileged and os.geteuid() != 0
         with database.write() as connection:
             settings.put(connection, "driver", name)
+            if unprivileged:
+                settings.put(connection, _UNPRIVILEGED, "yes")
             settings.put(connection, "created", str(clock()))
             for key, value in options.items():
                 settings.put(connection, f"option.{key}", value)

@@ -20,11 +20,11 @@ from layerfs.commands.frame.verb import verb
 def command(session: Session, name: str, directory: Path, *, volatile: bool) -> None:
     """Mount a clone.
 
-    The mount stays until `layerfs umount`. An ordinary user cannot have that; `layerfs shell` gives them a shell
-    inside the clone instead.
+    The mount stays until `layerfs umount`. An ordinary user has that in a store of the fuse driver; in others `layerfs
+    shell` gives them a shell inside the clone instead.
     """
-    require_lasting_mounts(name)
     with session.opened() as store:
+        require_lasting_mounts(name, entered=session.entered)
         clone = store.get_clone(name)
         clone.mount(directory.absolute(), volatile=volatile)
         session.show(clone_document(clone), str(directory.absolute()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import layerfs
-from layerfs.commands.frame.privilege import become_root
+from layerfs.commands.frame.privilege import become_root_for
 from layerfs.commands.frame.session import Json, Session
 from layerfs.commands.frame.units import parse_size
 from layerfs.commands.frame.verb import verb
@@ -70,7 +70,7 @@ def command(
         raise click.UsageError("--gidmap needs --uidmap.")
     id_map = _id_map(uidmap, gidmap) if uidmap else None
     location = session.location()
-    become_root()
+    become_root_for(location, session.backend)
     try:
         layerfs.open(location, create=False).close()
     except NotFound:

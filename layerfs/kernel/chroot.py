@@ -20,7 +20,7 @@ from types import FrameType
 
 from layerfs.contract import Mount
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, os_error
-from layerfs.kernel import mounting, syscalls
+from layerfs.kernel import mounting, syscalls, userns
 from layerfs.kernel.children import end_with, exit_status, fork, raise_reported, report
 from layerfs.kernel.rootfs import HostTrees, furnished
 
@@ -36,8 +36,9 @@ def run_chroot(root: Path | Sequence[Mount], argv: Sequence[str], env: Mapping[s
 
     ``root`` is a directory, or the mounts that show one; these are seen by the command only, and so are /proc, /sys
     (read-only), a small /dev and the host's /etc/resolv.conf. ``env`` is the whole environment; a program without a
-    slash is looked up by its ``PATH``, in the root. The terminal stays the caller's. It needs root, or `userns.enter`
-    before. Raise `NotFound` where there is no such program, and `LayerfsError` where the root cannot be set up.
+    slash is looked up by its ``PATH``, in the root. The terminal stays the caller's. The command of an ordinary user is
+    root of a user namespace of its own. Raise `NotFound` where there is no such program, and `LayerfsError` where the
+    root cannot be set up.
     """
     if not argv:
         raise InvalidArgument("no command to run")
@@ -114,6 +115,8 @@ def _terminal_kept() -> Iterator[None]:
 
 def _keep(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mapping[str, str], writer: int) -> int:
     _die_with_parent(writer)
+    if os.geteuid() != 0:
+        userns.enter()
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     with _signals_left_to_child() as relay_to:

@@ -38,6 +38,8 @@ class Session:
     json: bool = False
     quiet: bool = False
     verbosity: int = 0
+    entered: bool = False
+    """Whether the process is root of a user namespace that it entered to open the store."""
 
     @property
     def colour(self) -> bool | None:
@@ -86,10 +88,10 @@ class Session:
     def opened(self, *, create: bool = False) -> Iterator[Store]:
         """Open the store, and close it; an ordinary user enters a user namespace of their own first."""
         import layerfs  # noqa: PLC0415  as above
-        from layerfs.commands.frame.privilege import become_root  # noqa: PLC0415  as above
+        from layerfs.commands.frame.privilege import become_root_for  # noqa: PLC0415  as above
 
         location = self.location()  # before the user changes: the default place depends on it
-        become_root()
+        self.entered = become_root_for(location, self.backend)
         with layerfs.open(location, driver=self.backend, options=self.options, create=create) as store:
             yield store
 
