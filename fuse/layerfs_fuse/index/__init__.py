@@ -1,0 +1,1 @@
+"""The merged view of a stack of layers as one mapped file, from which a union answers without asking the layers."""
