@@ -21,12 +21,17 @@ def require(tool: str, *, package: str) -> str:
 
 
 def run(
-    arguments: Sequence[str], *, package: str, env: Mapping[str, str] | None = None, timeout: float | None = 600
+    arguments: Sequence[str],
+    *,
+    package: str,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = 600,
+    pass_fds: Sequence[int] = (),
 ) -> str:
     """Run a program to its end and return its standard output.
 
-    ``package`` is the Debian package that brings the program; ``timeout`` is in seconds. Raise `Unsupported` where it
-    is missing and `CommandFailed` where it fails.
+    ``package`` is the Debian package that brings the program; ``timeout`` is in seconds; ``pass_fds`` are descriptors
+    that it inherits. Raise `Unsupported` where it is missing and `CommandFailed` where it fails.
     """
     command = [require(arguments[0], package=package), *arguments[1:]]
     try:
@@ -39,6 +44,7 @@ def run(
             errors="replace",
             env=env,
             timeout=timeout,
+            pass_fds=pass_fds,
         )
     except subprocess.CalledProcessError as error:
         words = (error.stderr or error.stdout or "").strip()[-_LAST_WORDS:]

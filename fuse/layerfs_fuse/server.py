@@ -1,0 +1,175 @@
+"""The loop between /dev/fuse and the operations: one thread that reads a request, has it done and writes the reply.
+
+One loop does everything, because the union has one owner and several readers of the device gain nothing (measured, see
+docs/decisions.md); only what waits for a disk and touches no more than a descriptor (fsync) is *deferred* to workers.
+Every request gets a reply whatever happens, so that no process waits for ever: an ``OSError`` is answered with its
+errno, any other exception is logged and answered with EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from layerfs_fuse.protocol import HEADER, REPLY, Opcode
+from layerfs_fuse.session import MAX_WRITE, PAGE, Offer, Session, Wishes, negotiate
+
+_LOG = logging.getLogger(__name__)
+
+Buffer = bytes | bytearray | memoryview
+Header = tuple[int, int, int, int, int, int, int, int, int]
+"""`HEADER` unpacked: length, opcode, unique, node, uid, gid, pid, and two that do not matter."""
+Reply = int | Buffer | Sequence[Buffer] | None
+"""0 or a negative errno, the body in one piece or several, or None for no reply (yet)."""
+Handler = Callable[[Header], Reply]
+"""Do one request; its body is in the buffer of the channel until the handler returns."""
+
+_WORKERS = 4
+_OPCODES = 64
+_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+_GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
+"""What a read of the device says after an unmount, an abort by /sys/fs/fuse/connections, and `Channel.close`."""
+_AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
+"""ENOENT: the request was taken back between being announced and being read (fuse(4))."""
+
+
+def _unknown(_header: Header) -> Reply:
+    return -errno.ENOSYS
+
+
+class Channel:
+    """One device with its buffer: how requests come in and replies and notifications go out.
+
+    ``device`` is its descriptor, ``body`` the buffer that holds the request of the moment, header included; a handler
+    must not keep it.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self._buffer = bytearray(MAX_WRITE + PAGE)
+        self.body = memoryview(self._buffer)
+        self._workers: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """Wait for what was deferred and close the device; a mount that is still there becomes stale."""
+        if self._workers is not None:
+            self._workers.shutdown()
+            self._workers = None
+        if self.device >= 0:
+            os.close(self.device)
+            self.device = -1
+
+    def negotiate(self, wishes: Wishes) -> Session | None:
+        """Answer INIT; return None where the mount was taken away before that."""
+        while True:
+            header = self._receive()
+            if header is None:
+                return None
+            if header[1] != Opcode.INIT:
+                self._answer(header[2], -errno.EIO)
+                continue
+            try:
+                session = negotiate(Offer.parse(self.body[HEADER.size : header[0]]), wishes)
+            except OSError as error:
+                self._answer(header[2], -(error.errno or errno.EIO))
+                raise
+            self._answer(header[2], session.reply())
+            return session
+
+    def _receive(self) -> Header | None:
+        """Wait for a request; None when there will be none any more."""
+        while True:
+            try:
+                os.readv(self.device, [self._buffer])
+            except OSError as error:
+                if error.errno in _GONE:
+                    return None
+                if error.errno not in _AGAIN:
+                    raise
+                continue
+            return HEADER.unpack_from(self._buffer)
+
+    def serve(self, handlers: dict[int, Handler]) -> None:  # noqa: C901  one function, for speed: see below
+        """Answer requests until the mount is gone.
+
+        This is the hot path, so it is one function: each call that it would be divided into costs a request some
+        50 ns of 2 µs.
+        """
+        table = [handlers.get(opcode, _unknown) for opcode in range(_OPCODES)]
+        device, buffer, buffers = self.device, self._buffer, [self._buffer]
+        readv, writev, unpack, pack, size = os.readv, os.writev, HEADER.unpack_from, REPLY.pack, REPLY.size
+        while True:
+            try:
+                readv(device, buffers)
+            except OSError as error:
+                if error.errno in _GONE:
+                    return
+                if error.errno in _AGAIN:
+                    continue
+                raise
+            header = unpack(buffer)
+            try:
+                reply = table[header[1]](header)
+            except OSError as error:
+                reply = -(error.errno or errno.EIO)
+            except Exception:  # noqa: BLE001  see below
+                # The process that asked must not wait for ever because of a mistake of ours.
+                reply = self._failed(header)
+            if reply is None:
+                continue
+            try:
+                if type(reply) is int:
+                    writev(device, (pack(size, reply, header[2]),))
+                elif type(reply) is tuple:
+                    writev(device, (pack(size + sum(map(len, reply)), 0, header[2]), *reply))
+                else:
+                    writev(device, (pack(size + len(reply), 0, header[2]), reply))  # type: ignore[arg-type]  # a Buffer
+            except OSError as error:
+                self._undeliverable(header, error)
+
+    def _failed(self, header: Header) -> Reply:
+        """Log an exception that is no ``OSError``; opcodes beyond the table are none of ours."""
+        if header[1] >= _OPCODES:
+            return -errno.ENOSYS
+        _LOG.exception("%s of node %d failed", _name(header[1]), header[3])
+        return None if header[1] in _NO_REPLY else -errno.EIO
+
+    def _undeliverable(self, header: Header, error: OSError) -> None:
+        """Handle a reply that the kernel did not take: nobody waits any more (ENOENT), or it is malformed (EINVAL)."""
+        if error.errno == errno.ENOENT or error.errno in _GONE:
+            return
+        _LOG.error("the kernel refused the reply to %s of node %d: %s", _name(header[1]), header[3], error)
+        self._answer(header[2], -errno.EIO)
+
+    def _answer(self, unique: int, reply: int | Buffer) -> None:
+        """Write a reply off the hot path, from any thread."""
+        code, body = (reply, b"") if isinstance(reply, int) else (0, reply)
+        try:
+            os.writev(self.device, (REPLY.pack(REPLY.size + len(body), code, unique), body))
+        except OSError as error:
+            if error.errno != errno.ENOENT and error.errno not in _GONE:
+                _LOG.error("the kernel refused a reply: %s", error)
+
+    def defer(self, header: Header, work: Callable[[], Buffer | int]) -> None:
+        """Have ``work`` done by a worker, and its result sent as the reply; it must not touch the union."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="fuse-worker")
+        self._workers.submit(self._work, header, work)
+
+    def _work(self, header: Header, work: Callable[[], Buffer | int]) -> None:
+        reply: Buffer | int = -errno.EIO
+        try:
+            reply = work()
+        except OSError as error:
+            reply = -(error.errno or errno.EIO)
+        except Exception:  # noqa: BLE001  as in serve
+            _LOG.exception("%s of node %d failed", _name(header[1]), header[3])
+        finally:
+            self._answer(header[2], reply)
+
+
+def _name(opcode: int) -> str:
+    return Opcode(opcode).name if opcode in Opcode.__members__.values() else f"operation {opcode}"
