@@ -14,7 +14,7 @@ from layerfs.errors import Corrupt, InvalidArgument, Unsupported
 
 BLOCK = 1 << 20
 """Bytes of uncompressed data that go through the engine at a time."""
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 """Bytes of compressed data that are read at a time."""
 _GZIP_WINDOW_BITS = 31
 """15 bits of window, plus 16 for a gzip header (zlib.h, inflateInit2)."""
