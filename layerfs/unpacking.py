@@ -221,6 +221,7 @@ class Unpacker:
                 owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
                 owners=owners,
                 limits=self._limits,
+                known=layer.blob.digest,
                 listener=self._hear,
                 item=layer.blob.digest,
                 total=layer.blob.size,

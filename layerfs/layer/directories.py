@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt
@@ -28,6 +29,8 @@ _MOST_OPEN = 200
 """Directories kept open; half the usual limit of descriptors (1,024) is far away."""
 _MOST_LINKS = 40
 """Symbolic links followed in one path, as path_resolution(7) has it."""
+
+_NONE: Mapping[bytes, bytes] = MappingProxyType({})
 
 Names = dict[bytes, "Names | None"]
 """What this layer brought into a directory: for each name the same of that directory, or None for another file."""
@@ -93,6 +96,8 @@ class Directories:
         self._lower: Below | None = None
         self._show_lower = lower if self.overlay and not base else None
         self._hollow: set[bytes] = set()
+        self.uid, self.gid, self.umask = os.geteuid(), os.getegid(), _umask()
+        """What a new file has by itself in a plain directory: owner, group, and the mode bits that it lacks."""
         self.owner: tuple[int, int] = (0, 0)
         """User and group of the directories that no layer lists."""
         self.apart = False
@@ -120,6 +125,16 @@ class Directories:
         return self._lower
 
     # -- finding -------------------------------------------------------------------------------------------------------
+
+    def known(self, path: bytes) -> Directory | None:
+        """Return a directory that is open, with all above it, under this very path; so no part of it is a link."""
+        found = self._cached(b"/" + path) if path else self.root
+        above = found
+        while above is not None:
+            if above.fd < 0:
+                return None
+            above = above.parent
+        return found
 
     def find(self, parts: list[bytes], purpose: Purpose) -> Directory | None:
         """Walk to a directory, through symbolic links below the root; None where it is not, and need not be made."""
@@ -166,12 +181,17 @@ class Directories:
                 self._hollow.add(here.path)
         return here
 
+    def opened(self, here: Directory, name: bytes) -> Directory | None:
+        """Return a subdirectory that is open."""
+        found = self._cached(here.path + b"/" + name)
+        if found is not None:
+            found.parent = here  # the one before may have been closed, and opened again
+        return found
+
     def child(self, here: Directory, name: bytes) -> Directory | None:
         """Return a subdirectory; None where the name is something else or nothing."""
-        cached = self._cached(here.path + b"/" + name)
-        if cached is not None:
-            cached.parent = here  # the one before may have been closed, and opened again
-            return cached
+        if (opened := self.opened(here, name)) is not None:
+            return opened
         try:
             return self._adopt(here, name, os.open(name, _FLAGS, dir_fd=here.fd))
         except OSError as error:
@@ -276,24 +296,47 @@ class Directories:
 
     # -- making --------------------------------------------------------------------------------------------------------
 
-    def make(self, here: Directory, name: bytes, mode: int, *, opaque: bool = False) -> Directory:
-        """Make a directory that belongs to root, with times of 1970 until somebody says better."""
+    def make(
+        self,
+        here: Directory,
+        name: bytes,
+        mode: int,
+        owner: tuple[int, int] | None = None,
+        xattrs: Mapping[bytes, bytes] = _NONE,
+        *,
+        opaque: bool = False,
+    ) -> Directory:
+        """Make a directory, which belongs to root unless told, with times of 1970 until somebody says better.
+
+        In a plain directory a new one inherits nothing, and is right from the start as far as mkdir(2) can make it so.
+        """
         os.mkdir(name, mode & 0o777, dir_fd=here.fd)
         here.touched = True
         fd = os.open(name, _FLAGS, dir_fd=here.fd)
-        made = self._adopt(here, name, fd, names=None if here.names is None else {}, opaque=here.opaque)
+        names: Names | None = None if here.names is None else {}
+        uid, gid = self.owner if owner is None else owner
+        if here.plain:
+            made = Directory(here.path + b"/" + name, fd, here, name, here.gid, True, here.opaque, (0, 0), names)
+            self._keep(made, here)
+            if uid != self.uid or gid != self.gid or here.gid != self.gid:
+                self.change_owner(lambda: os.fchown(fd, uid, gid))
+            attributes.write(fd, xattrs, lenient=self.lenient)
+            if mode & (self.umask | 0o7000):
+                os.fchmod(fd, mode)
+            self._is_now(made, mode, gid, xattrs)
+        else:
+            made = self._adopt(here, name, fd, names=names, opaque=here.opaque)
+            made.times = (0, 0)
+            self.set_attributes(made, mode, uid, gid, xattrs)
         made.touched = True
-        made.times = (0, 0)
-        self.set_attributes(made, mode, *self.owner, {})
         if opaque:
             self.make_opaque(made)
         return made
 
     def _make_like(self, here: Directory, name: bytes, status: os.stat_result, below: int) -> Directory:
         """Make a directory as the lower layers have it, so that it does not change what they show."""
-        made = self.make(here, name, 0o755)
         xattrs = attributes.to_disk(self._lower_xattrs(below), self.whiteouts)
-        self.set_attributes(made, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs)
+        made = self.make(here, name, stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid), xattrs)
         made.times = (status.st_atime_ns, status.st_mtime_ns)
         return made
 
@@ -317,6 +360,11 @@ class Directories:
         else:
             attributes.write(directory.fd, xattrs, lenient=self.lenient)
         os.fchmod(directory.fd, mode)
+        self._is_now(directory, mode, gid, xattrs)
+
+    @staticmethod
+    def _is_now(directory: Directory, mode: int, gid: int, xattrs: Mapping[bytes, bytes]) -> None:
+        """Remember what new files in a directory inherit."""
         directory.gid = gid
         directory.plain = not mode & stat.S_ISGID and attributes.DEFAULT_ACL not in xattrs
 
@@ -363,10 +411,18 @@ class Directories:
         times = (status.st_atime_ns, status.st_mtime_ns)
         directory = Directory(path, fd, parent, name, status.st_gid, plain, opaque, times, names)
         if parent is not None:
-            self._open[path] = directory
-            if len(self._open) > _MOST_OPEN:
-                self._close_oldest(directory, parent)
+            self._keep(directory, parent)
         return directory
+
+    def _keep(self, directory: Directory, parent: Directory) -> None:
+        """Take a directory among those that are open; close the one that was not looked for the longest."""
+        self._open[directory.path] = directory
+        if len(self._open) > _MOST_OPEN:
+            for oldest in self._open.values():
+                if oldest is not self.pinned and oldest is not directory and oldest is not parent:
+                    del self._open[oldest.path]
+                    self._close(oldest)
+                    return
 
     def is_hollow(self, directory: Directory) -> bool:
         """Tell whether an overlay's directory was made for whiteouts only, so that hiding it hides all of them."""
@@ -382,14 +438,6 @@ class Directories:
             directory = self._open.pop(key)
             os.close(directory.fd)
             directory.fd = -1
-
-    def _close_oldest(self, *needed: Directory) -> None:
-        """Close the directory that was not looked for the longest."""
-        for directory in self._open.values():
-            if directory is not self.pinned and all(directory is not one for one in needed):
-                del self._open[directory.path]
-                self._close(directory)
-                return
 
     @staticmethod
     def _close(directory: Directory) -> None:
@@ -416,3 +464,15 @@ class Directories:
         if self._lower is not None:
             self._lower.close()
             self._lower = None
+
+
+def _umask() -> int:
+    """Return the file mode creation mask without changing it (proc_pid_status(5)); all bits where that is not told."""
+    try:
+        with open("/proc/thread-self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    return 0o777

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from layerfs.errors import Corrupt
 from layerfs.layer import tar
@@ -33,8 +33,17 @@ class TarReader:
         while (header := self._next()) is not None:
             yield header
 
-    def payload(self) -> Iterator[memoryview]:
-        """Yield the data of the entry returned last, in slices of the stream's blocks."""
+    def payload(self) -> Iterable[memoryview]:
+        """Give the data of the entry returned last, in slices of the stream's blocks."""
+        end = self._position + self._unread
+        if not 0 < self._unread <= len(self._block) - self._position:
+            return self._pieces()
+        piece = self._block[self._position : end]
+        self._position = end
+        self._unread = 0
+        return (piece,)
+
+    def _pieces(self) -> Iterator[memoryview]:
         while self._unread:
             piece = self._some(self._unread)
             self._unread -= len(piece)
@@ -49,6 +58,10 @@ class TarReader:
         local: PaxRecords = []
         while (block := self._header_block()) is not None:
             header = tar.parse_header(block)
+            if header.type not in tar.EXTENSIONS:
+                header.name = long_name or header.name
+                header.link = long_link or header.link
+                return self._finish(header, block, local)
             match header.type:
                 case tar.PAX_LOCAL:
                     local = tar.parse_pax(self._extension(header))
@@ -56,12 +69,8 @@ class TarReader:
                     self._add_global(tar.parse_pax(self._extension(header)))
                 case tar.GNU_LONG_NAME:
                     long_name = self._extension(header).partition(b"\0")[0]
-                case tar.GNU_LONG_LINK:
-                    long_link = self._extension(header).partition(b"\0")[0]
                 case _:
-                    header.name = long_name or header.name
-                    header.link = long_link or header.link
-                    return self._finish(header, block, local)
+                    long_link = self._extension(header).partition(b"\0")[0]
         if long_name or long_link or local:
             raise Corrupt("the tar stream ends after an extension header")
         return None
@@ -97,8 +106,8 @@ class TarReader:
         limits = self._limits
         if header.real_size > limits.file_bytes:
             check(limits, "file_bytes", header.real_size, f"the length of {tar.shown(header.name)}")
-        longest = max(len(header.name), len(header.link))
-        if longest > limits.path_bytes:
+        if len(header.name) > limits.path_bytes or len(header.link) > limits.path_bytes:
+            longest = max(len(header.name), len(header.link))
             check(limits, "path_bytes", longest, f"the path or target of {tar.shown(header.name)}")
         return header
 
@@ -138,9 +147,11 @@ class TarReader:
 
     def _header_block(self) -> memoryview | None:
         """Return the next header block; None at the end: two zero blocks, or one at the end of the stream, or none."""
-        self._skip(self._unread)
-        self._unread = 0
-        self._skip_padding()
+        if self._unread:
+            self._skip(self._unread)
+            self._unread = 0
+        if self._padding:
+            self._skip_padding()
         self.entries += 1
         if self.entries > self._limits.entries:
             check(self._limits, "entries", self.entries, "the number of entries")

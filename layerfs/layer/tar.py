@@ -38,6 +38,9 @@ PAX_GLOBAL = b"g"
 
 _TYPES = {flag: flag for flag in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"S", b"L", b"K", b"x", b"g")}
 _TYPES |= {b"\0": REGULAR, b"7": REGULAR, b"X": PAX_LOCAL}
+EXTENSIONS = frozenset({PAX_LOCAL, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK})
+"""Types of headers that say something about the entry that follows."""
+_DEVICES = frozenset({CHARACTER_DEVICE, BLOCK_DEVICE})
 WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO})
 """Types whose size field says nothing about the stream, as every reader but star has it."""
 
@@ -46,8 +49,8 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 CHECKSUM = slice(148, 156)
 _ADLER_BASE = 65521
 NANO = 10**9
-_TIME_END = 1 << 62
-"""Seconds that no clock and no file system can mean."""
+_TIME_END = NANO << 62
+"""Nanoseconds that no clock and no file system can mean."""
 _ID_END = (1 << 32) - 1
 """The highest id is (uid_t) -1, which chown(2) takes for "leave it"."""
 
@@ -115,24 +118,29 @@ def _base256(raw: bytes) -> int:
     return value
 
 
-def _checksum_matches(block: memoryview, stored: int) -> bool:
+def _is_sound(block: memoryview, field: bytes) -> bool:
     """Compare a header's checksum, in the unsigned form and in the signed one of old systems.
 
     The low half of Adler-32 is the sum of the bytes modulo 65,521, plus 1, and is made in C: 0.3 instead of 4 µs.
     """
-    blanks = 8 * 32 - sum(block[CHECKSUM])
-    if ((zlib.adler32(block) & 0xFFFF) - 1 + blanks - stored) % _ADLER_BASE == 0:
+    if zlib.adler32(block) & 0xFFFF == _adler(field):
         return True
     text = bytes(block)
     rest = text[: CHECKSUM.start] + text[CHECKSUM.stop :]
-    return sum(byte - 256 if byte > 127 else byte for byte in rest) + 8 * 32 == stored  # noqa: PLR2004  signed bytes
+    return sum(byte - 256 if byte > 127 else byte for byte in rest) + 8 * 32 == number(field)  # noqa: PLR2004  signed bytes
+
+
+@lru_cache(maxsize=4096)
+def _adler(field: bytes) -> int:
+    """Return the low half of the Adler-32 of a header whose checksum field is this: the sum has blanks in its place."""
+    return (number(field) + sum(field) - 8 * 32 + 1) % _ADLER_BASE
 
 
 def parse_header(block: memoryview) -> Header:
     """Read one header block, which is not all zeros; raise `Corrupt` for anything that is no tar header."""
     fields = _HEADER.unpack_from(block)
     name, mode, uid, gid, size, mtime, checksum, flag, link, magic, major, minor, prefix = fields
-    if not _checksum_matches(block, _cached_number(checksum)):
+    if not _is_sound(block, checksum):
         raise Corrupt("a tar header has a wrong checksum")
     kind = _TYPES.get(flag)
     name = name.partition(b"\0")[0]
@@ -141,6 +149,7 @@ def parse_header(block: memoryview) -> Header:
     if prefix[0] and magic.startswith(b"ustar"):
         prefix = _prefix(block, magic, prefix)
         name = prefix + b"/" + name if prefix else name
+    is_device = kind in _DEVICES
     return Header(
         name,
         kind,
@@ -150,8 +159,8 @@ def parse_header(block: memoryview) -> Header:
         number(size),
         _cached_number(mtime) * NANO,
         link.partition(b"\0")[0],
-        _cached_number(major) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else 0,
-        _cached_number(minor) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else 0,
+        _cached_number(major) if is_device else 0,
+        _cached_number(minor) if is_device else 0,
         0,
     )
 
@@ -178,16 +187,15 @@ def _is_number(raw: bytes) -> bool:
 
 def check_header(header: Header) -> None:
     """Refuse values that no file can have: negative sizes and ids, times beyond any clock, NUL in names."""
-    what = shown(header.name)
     if header.size < 0 or header.real_size < 0:
-        raise Corrupt(f"the tar entry {what} has a negative size")
+        raise Corrupt(f"the tar entry {shown(header.name)} has a negative size")
     if not (0 <= header.uid < _ID_END and 0 <= header.gid < _ID_END):
-        raise Corrupt(f"the tar entry {what} has an owner that is out of range: {header.uid}:{header.gid}")
-    for time in (header.mtime, header.atime or 0):
-        if not -_TIME_END < time // NANO < _TIME_END:
-            raise Corrupt(f"the tar entry {what} has a time that is out of range")
+        owner = f"{header.uid}:{header.gid}"
+        raise Corrupt(f"the tar entry {shown(header.name)} has an owner that is out of range: {owner}")
+    if not -_TIME_END < header.mtime < _TIME_END or not -_TIME_END < (header.atime or 0) < _TIME_END:
+        raise Corrupt(f"the tar entry {shown(header.name)} has a time that is out of range")
     if b"\0" in header.name or b"\0" in header.link:
-        raise Corrupt(f"the tar entry {what} has a NUL in its name or target")
+        raise Corrupt(f"the tar entry {shown(header.name)} has a NUL in its name or target")
 
 
 # -- PAX ---------------------------------------------------------------------------------------------------------------

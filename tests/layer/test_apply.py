@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import itertools
 import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from layerfs.contract import Mount, Whiteouts
+from layerfs.contract import LayerRoot, Mount, Whiteouts
 from layerfs.errors import Corrupt, FailedPrecondition, PermissionDenied
 from layerfs.kernel.mounting import mounted
 from layerfs.layer import attributes
-from layerfs.layer.apply import OwnerPolicy
+from layerfs.layer.apply import OwnerPolicy, apply
+from layerfs.layer.digest import Digest
 from tests.layer import trees
 from tests.layer.archives import directory, extension, file, hard_link, header, pax, symlink, unpack
 from tests.layer.trees import Node
@@ -181,6 +186,19 @@ def test_a_hard_link_to_a_lower_file(fresh_dir: Path, lower: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_digest_that_is_known_is_passed_on_and_the_diff_id_is_made(
+    compress: Callable[[bytes], bytes], fresh_dir: Path
+) -> None:
+    tar = file(b"f", os.urandom(2 << 20)) + bytes(1024)
+    stream = compress(tar)
+    known = Digest(f"sha256:{hashlib.sha256(stream).hexdigest()}")
+    applied = apply(io.BytesIO(stream), LayerRoot(fresh_dir, Whiteouts.REMOVE), known=known)
+    assert applied.digest == known
+    assert applied.diff_id == f"sha256:{hashlib.sha256(tar).hexdigest()}"
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("kind", ["pax", "gnu"])
 def test_a_long_name_that_its_header_cuts_at_a_slash_is_no_directory(kind: str, fresh_dir: Path) -> None:
     long = b"d" * 99 + b"/name"
@@ -191,6 +209,44 @@ def test_a_long_name_that_its_header_cuts_at_a_slash_is_no_directory(kind: str, 
     assert (fresh_dir / long.decode()).read_bytes() == b"content"
     assert (fresh_dir / "old").is_dir()
     assert (fresh_dir / "next").read_bytes() == b"x"
+
+
+@pytest.mark.root
+def test_a_name_that_ends_in_dots_is_not_taken_for_the_directory_of_the_next(fresh_dir: Path) -> None:
+    with pytest.raises(Corrupt, match="'/a' is no directory"):
+        unpack(fresh_dir, directory(b"a/b"), file(b"a/b/.."), file(b"a/b/x"))
+    assert trees.names(fresh_dir) == ["a"]
+
+
+@pytest.mark.root
+def test_a_link_that_becomes_a_directory_leads_the_next_files_there(fresh_dir: Path) -> None:
+    unpack(
+        fresh_dir,
+        *(directory(b"x"), symlink(b"a", b"x"), file(b"a/1"), file(b"./a/2")),
+        *(directory(b"a/"), file(b"a/3"), directory(b"./x/"), file(b"./x/4"), file(b"/x//5"), directory(b"./")),
+    )
+    assert trees.names(fresh_dir) == ["a", "a/3", "x", "x/1", "x/2", "x/4", "x/5"]
+
+
+@pytest.mark.root
+def test_more_directories_than_stay_open(fresh_dir: Path) -> None:
+    many = [b"d/%d" % number for number in range(500)]
+    unpack(
+        fresh_dir,
+        *(directory(b"d", mtime=5), file(b"d/first")),
+        *(
+            entry
+            for name in many
+            for entry in (directory(name, 0o700, mtime=7), file(b"d/.wh.none"), file(name + b"/f"))
+        ),
+        *(file(b"d/last"), *(file(name + b"/g") for name in many)),
+    )
+    assert len(list((fresh_dir / "d").iterdir())) == 502
+    assert (fresh_dir / "d").stat().st_mtime == 5
+    for name in many:
+        status = (fresh_dir / os.fsdecode(name)).stat()
+        assert (status.st_mtime, stat.S_IMODE(status.st_mode)) == (7, 0o700)
+        assert sorted(os.listdir(fresh_dir / os.fsdecode(name))) == ["f", "g"]
 
 
 @pytest.mark.root
