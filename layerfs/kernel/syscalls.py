@@ -90,6 +90,7 @@ _FSCONFIG_CMD_CREATE = 6
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_RENAME_WHITEOUT = 4
 
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
@@ -176,6 +177,17 @@ def rename_noreplace(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None
 def rename_exchange(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
     """Swap two names in one step (renameat2(2))."""
     _renameat2(old_dir, old, new_dir, new, _RENAME_EXCHANGE)
+
+
+def rename_whiteout(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
+    """Rename and leave a whiteout, a character device 0/0, in one step (renameat2(2))."""
+    _renameat2(old_dir, old, new_dir, new, _RENAME_WHITEOUT)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Change the space that a range of a file takes, as ``mode`` says (fallocate(2))."""
+    call = _function("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    _check(call(fd, mode, offset, length))
 
 
 def syncfs(fd: int) -> None:

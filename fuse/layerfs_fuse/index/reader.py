@@ -276,17 +276,22 @@ class Index:
 
         ``offset`` is 0 or the ``off`` of the last record sent; "." and ".." are not among them (`dots`).
         """
+        rows = self.span(row, offset, size)
+        return self._view[self._offsets[rows.start] * 8 : self._offsets[rows.stop] * 8]
+
+    def span(self, row: int, offset: int, size: int) -> range:
+        """Return the rows whose records `records` returns."""
         directory = self._directories[row]
         first = self._firsts[directory]
         end = first + self._counts[directory]
         first = max(first, offset)
         if first >= end:
-            return self._view[0:0]
+            return range(end, end)
         offsets = self._offsets
         start = offsets[first]
         if offsets[end] - start > size >> 3:
             end = bisect_right(offsets, start + (size >> 3), first, end) - 1
-        return self._view[start * 8 : offsets[end] * 8]
+        return range(first, end)
 
     def dots(self, row: int, *, plus: bool) -> tuple[bytes, bytes]:
         """Return the records of "." and "..", whose positions are 1 and 2; with node 0 the kernel looks nothing up."""

@@ -1,0 +1,249 @@
+"""Copy-up: what a lower file or directory needs before its first change.
+
+A copy is made in the working directory, with everything that belongs to it, and comes to its place in one step: after a crash
+there is all of it or nothing. Data is on the disk before that, unless the union is volatile, as the kernel's overlay has
+it. All names under which the file shows are linked, so hard links stay what they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from layerfs.layer import attributes
+from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, SIZE, U64
+from layerfs_fuse.union.data import copy_data
+from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
+from layerfs_fuse.union.node import Directory, Node
+from layerfs_fuse.union.tree import Tree, fail
+from layerfs_fuse.union.upper import CREATE, proc, proc_name
+
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+_WORKING = 0o600
+
+
+class CopyUp(Tree):
+    """The tree, with what makes lower things upper."""
+
+    # -- directories ---------------------------------------------------------------------------------------------------
+
+    def _changeable(self, number: int) -> Directory:
+        """Return a directory that lies in the upper directory and is loaded, so that names in it can change.
+
+        Raise ``OSError``: EROFS, ENOTDIR, ENOENT where it was removed.
+        """
+        directory = self._directories.get(number)
+        if directory is None:
+            directory = self._copy_up_directories(number)
+        if directory.dead:
+            fail(errno.ENOENT)
+        if not directory.loaded:
+            self._load(directory)
+        return directory
+
+    def _copy_up_directories(self, number: int) -> Directory:
+        """Copy up a pristine directory and those above it."""
+        self._writable()
+        if number > self.index.count or not self.index.is_directory(number) or number in self._nodes:
+            fail(errno.ENOTDIR)
+        chain = [number]
+        while (above := self.index.parent(chain[-1])) not in self._directories:
+            chain.append(above)
+        directory = self._directories[above]
+        for row in reversed(chain):
+            directory = self._copy_up_directory(row, directory)
+        return directory
+
+    def _copy_up_directory(self, row: int, parent: Directory) -> Directory:
+        upper = self._writable()
+        index = self.index
+        entry = bytearray(index.entry(row))
+        directory = Directory(row, index.ino(row), entry, upper=True, below=row)
+        directory.loaded = True
+        directory.bare = directory.plain = not index.has_xattrs(row)
+        directory.subdirectories = links_of(entry) - 2
+        name = index.name(row)
+        self._hold_times(parent)
+        place = self._place(parent)
+        mode = stat.S_IMODE(index.mode(row))
+        if directory.bare and self._is_mine(entry) and not mode & _SET_IDS:
+            os.mkdir(name, mode, dir_fd=place)
+        else:
+            fresh = upper.fresh()
+            os.mkdir(fresh, 0o700, dir_fd=upper.work)
+            try:
+                self._give(fresh, row, entry)
+                os.rename(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place)
+            except OSError:
+                upper.discard(fresh)
+                raise
+        self._admit(directory, parent, name)
+        # The disk has the time of the making, and mostly something is made inside right away.
+        directory.owed = True
+        self._owed[directory] = None
+        return directory
+
+    def _is_mine(self, entry: bytearray) -> bool:
+        """Tell whether what this process makes belongs to the same user and group."""
+        return owner_of(entry) == (self._euid, self._egid)
+
+    def _give(self, fresh: bytes, row: int, entry: bytearray) -> None:
+        """Give something in the working directory the owner, attributes and mode of a row."""
+        upper = self._writable()
+        uid, gid = owner_of(entry)
+        if (uid, gid) != (self._euid, self._egid):
+            os.chown(fresh, uid, gid, dir_fd=upper.work, follow_symlinks=False)
+        if self.index.has_xattrs(row):
+            self._copy_xattrs(row, proc_name(upper.work, fresh))
+        if not stat.S_ISLNK(self.index.mode(row)):
+            os.chmod(fresh, stat.S_IMODE(self.index.mode(row)), dir_fd=upper.work)
+
+    def _copy_xattrs(self, row: int, target: int | bytes) -> None:
+        upper = self._writable()
+        source = self.lower.open(row, os.O_PATH)
+        try:
+            found = attributes.read(proc(source), follow=True)
+        finally:
+            os.close(source)
+        kept = {name: value for name, value in found.items() if not upper.is_private(name)}
+        attributes.write(target, kept, lenient=self._euid != 0)
+
+    # -- everything else -----------------------------------------------------------------------------------------------
+
+    def _changed(self, number: int, *, size: int | None = None) -> Node:
+        """Return a node that lies in the upper directory, copied up if need be; raise ``OSError`` (EROFS, ENOSPC).
+
+        Of a regular file only the first ``size`` bytes are copied: it is about to be cut there.
+        """
+        node = self._nodes.get(number)
+        if node is not None and node.upper:
+            return node
+        self._writable()
+        if node is None and self.index.is_directory(number):
+            return self._copy_up_directories(number)
+        if node is None and number > self.index.count:
+            fail(errno.ESTALE)
+        return self._copy_up(number, size)
+
+    def _copy_up(self, row: int, size: int | None = None) -> Node:
+        """Copy up a lower file that is no directory, with all names under which it shows."""
+        upper = self._writable()
+        index = self.index
+        aliases = index.aliases(row)
+        places = [alias for alias in aliases if len(aliases) == 1 or self._shows(alias)]
+        known = self._nodes.get(row)
+        if known is not None and known.row and links_of(known.entry) == 0:
+            places = []
+        parents = [self._changeable(index.parent(alias)) for alias in places]
+        for parent in parents:
+            self._hold_times(parent)
+        fresh = upper.fresh()
+        try:
+            status = self._make_copy(row, fresh, size)
+            node = self._copied_node(row, status)
+            if not places:
+                node.fd = os.open(fresh, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
+                os.unlink(fresh, dir_fd=upper.work)
+            else:
+                self._bring_in(node, fresh, [index.name(alias) for alias in places], parents)
+        except OSError:
+            upper.discard(fresh)
+            raise
+        if len(places) > 1:
+            self._inodes[node.inode] = node
+        self._nodes[row] = node
+        self._follow(node)
+        return node
+
+    def _bring_in(self, node: Node, fresh: bytes, names: list[bytes], parents: list[Directory]) -> None:
+        """Link a copy to all its names but the last, to which it is renamed; what fails half-way is taken back."""
+        upper = self._writable()
+        done: list[tuple[Directory, bytes]] = []
+        try:
+            for parent, name in list(zip(parents, names, strict=True))[:-1]:
+                place = self._place(parent)
+                os.link(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place, follow_symlinks=False)
+                done.append((parent, name))
+            os.rename(fresh, names[-1], src_dir_fd=upper.work, dst_dir_fd=self._place(parents[-1]))
+        except OSError:
+            for parent, name in done:
+                os.unlink(name, dir_fd=self._place(parent))
+            raise
+        for parent, name in zip(parents, names, strict=True):
+            node.add_name(parent, name)
+            parent.children[name] = node.id
+        node.stale = len(names) > 1
+
+    def _copied_node(self, row: int, status: os.stat_result) -> Node:
+        """Return the node of a copy: the one that there was, or a new one; shown as ``status`` says."""
+        index = self.index
+        node = self._nodes.get(row)
+        if node is None:
+            node = Node(row, index.ino(row), bytearray(index.entry(row)), self.kind(row), upper=True)
+        node.upper = True
+        node.inode = status.st_ino
+        node.bare = not index.has_xattrs(row)
+        self._take(node, status)
+        return node
+
+    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> os.stat_result:
+        """Make the copy of a row in the working directory and return its status."""
+        upper = self._writable()
+        index = self.index
+        entry = bytearray(index.entry(row))
+        mode = index.mode(row)
+        times = times_of(entry)
+        if stat.S_ISREG(mode):
+            return self._make_copy_of_file(row, fresh, size, entry)
+        if stat.S_ISLNK(mode):
+            os.symlink(index.target(row), fresh, dir_fd=upper.work)
+        else:
+            device = device_of(entry)
+            os.mknod(fresh, stat.S_IFMT(mode) | _WORKING, device, dir_fd=upper.work)
+        self._give(fresh, row, entry)
+        upper.mark_ino(proc_name(upper.work, fresh), index.ino(row))
+        os.utime(fresh, ns=times, dir_fd=upper.work, follow_symlinks=False)
+        return os.stat(fresh, dir_fd=upper.work, follow_symlinks=False)
+
+    def _make_copy_of_file(self, row: int, fresh: bytes, size: int | None, entry: bytearray) -> os.stat_result:
+        upper = self._writable()
+        whole = int(U64.unpack_from(entry, ENTRY_ATTRIBUTES + SIZE)[0])
+        wanted = whole if size is None else min(size, whole)
+        mode = stat.S_IMODE(self.index.mode(row))
+        target = os.open(fresh, CREATE | os.O_RDWR, mode & ~_SET_IDS, dir_fd=upper.work)
+        try:
+            if wanted:
+                source = self.lower.open(row, os.O_RDONLY)
+                try:
+                    copy_data(source, target, wanted, whole=wanted == whole)
+                finally:
+                    os.close(source)
+            uid, gid = owner_of(entry)
+            if (uid, gid) != (self._euid, self._egid):
+                os.fchown(target, uid, gid)
+            if self.index.has_xattrs(row):
+                self._copy_xattrs(row, target)
+            if mode & _SET_IDS or self.index.has_xattrs(row):
+                os.fchmod(target, mode)
+            upper.mark_ino(target, self.index.ino(row))
+            os.utime(target, ns=times_of(entry))
+            if not self.options.volatile and wanted:
+                os.fsync(target)
+            return os.fstat(target)
+        finally:
+            os.close(target)
+
+    def _follow(self, node: Node) -> None:
+        """Lead those who read the lower file to its copy."""
+        readers = self._readers.pop(node.id, [])
+        for handle in readers:
+            place, path, _ = self._reach(node)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
+            try:
+                os.dup2(fd, handle.fd, inheritable=False)
+            finally:
+                os.close(fd)
+            handle.record, handle.registry = node, None
+        if readers and self.on_copied_up is not None:
+            self.on_copied_up(node.id)

@@ -1,0 +1,92 @@
+"""An open file of the union."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from layerfs.kernel import syscalls
+
+if TYPE_CHECKING:
+    from layerfs_fuse.union.node import Node
+
+
+class Handle:
+    """A file that is open in a layer or in the upper directory; ``fd`` may be read from by whoever knows how.
+
+    ``record`` is what the union remembers of a file in the upper directory; None stands for a pristine one. When that is
+    copied up, ``fd`` is made to be the copy, so that a reader sees what others write.
+    """
+
+    __slots__ = ("_past", "fd", "flags", "node", "record", "registry")
+
+    def __init__(self, fd: int, node: int, flags: int, record: Node | None, registry: list[Handle] | None) -> None:
+        self.fd = fd
+        self.node = node
+        self.flags = flags
+        self.record = record
+        self.registry = registry
+        self._past = False
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
+        return os.pread(self.fd, size, offset)
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """Write at ``offset`` and return the number of bytes; raise ``OSError`` (ENOSPC) where nothing was written."""
+        if self.record is not None:
+            self.record.stale = True
+        done = os.pwrite(self.fd, data, offset)
+        while done < len(data):  # a short write has a reason, which only the next one tells
+            try:
+                more = os.pwrite(self.fd, memoryview(data)[done:], offset + done)
+            except OSError:
+                break
+            if not more:
+                break
+            done += more
+        return done
+
+    def bypass(self) -> None:
+        """Say that the kernel writes into the file itself until `close`, so what is remembered of it is never up to date."""
+        if self.record is not None and not self._past:
+            self._past = True
+            self.record.past += 1
+
+    def flush(self) -> None:
+        """Do what close(2) of one of its descriptors asks: nothing, all data is in the kernel's hands already."""
+
+    def sync(self, *, datasync: bool = False) -> None:
+        """Wait until the data is on the disk; ``datasync`` leaves out times (fdatasync(2))."""
+        if datasync:
+            os.fdatasync(self.fd)
+        else:
+            os.fsync(self.fd)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        """Change the space of a range, as fallocate(2) says of ``mode``."""
+        if self.record is not None:
+            self.record.stale = True
+        syscalls.fallocate(self.fd, mode, offset, length)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Return where the next data or hole is (``os.SEEK_DATA``, ``os.SEEK_HOLE``)."""
+        return os.lseek(self.fd, offset, whence)
+
+    def copy_range(self, offset: int, target: Handle, target_offset: int, length: int) -> int:
+        """Copy bytes to another open file inside the kernel and return how many (copy_file_range(2))."""
+        if target.record is not None:
+            target.record.stale = True
+        return os.copy_file_range(self.fd, target.fd, length, offset, target_offset)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
+        os.close(fd)
+        if self.record is not None and self._past:
+            self.record.past -= 1
+            self.record.stale = True
+        if self.registry is not None:
+            self.registry.remove(self)

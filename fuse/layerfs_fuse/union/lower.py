@@ -1,0 +1,71 @@
+"""Reach the files of the lower layers that rows of the index stand for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from layerfs_fuse.index.reader import Index
+from layerfs_fuse.union.upper import PATH
+
+_LONGEST_PATH = 4000
+"""Bytes that the kernel takes in one path are 4095."""
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE})
+_LOWER = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Lower:
+    """The directories of the layers, open, with the index over them."""
+
+    def __init__(self, index: Index, layers: Sequence[int]) -> None:
+        """Borrow O_PATH descriptors, the lowest layer first."""
+        self.index = index
+        self._layers = tuple(layers)
+        self._noatime = os.O_NOATIME
+        self.devices = tuple(os.fstat(fd).st_dev for fd in layers)
+
+    def open(self, row: int, flags: int) -> int:
+        """Open the file of a row; raise ``OSError``, EIO where the layer does not have it any more.
+
+        Access times of a layer are left alone where its owner opens it: layers are shared and may be read-only.
+        """
+        path = self.index.path(row) or b"."
+        layer = self._layers[self.index.layer(row)]
+        if len(path) > _LONGEST_PATH:
+            return self._open_deep(layer, path, flags)
+        try:
+            if flags & os.O_PATH:
+                return os.open(path, flags | _LOWER, dir_fd=layer)
+            try:
+                return os.open(path, flags | _LOWER | self._noatime, dir_fd=layer)
+            except PermissionError:
+                if not self._noatime:
+                    raise
+                return os.open(path, flags | _LOWER, dir_fd=layer)
+        except OSError as error:
+            raise _lost(error) from error
+
+    def _open_deep(self, layer: int, path: bytes, flags: int) -> int:
+        """Open a path that is too long for one call, piece by piece."""
+        held = -1
+        try:
+            while len(path) > _LONGEST_PATH:
+                cut = path.rindex(b"/", 0, _LONGEST_PATH)
+                opened = os.open(path[:cut], PATH, dir_fd=layer if held < 0 else held)
+                if held >= 0:
+                    os.close(held)
+                held, path = opened, path[cut + 1 :]
+            return os.open(path, flags | _LOWER, dir_fd=layer if held < 0 else held)
+        except OSError as error:
+            raise _lost(error) from error
+        finally:
+            if held >= 0:
+                os.close(held)
+
+
+def _lost(error: OSError) -> OSError:
+    """Return EIO for what the index has and the layer has not; other errors stay what they are."""
+    if error.errno not in _GONE:
+        return error
+    return OSError(errno.EIO, "a lower layer has changed or is gone", error.filename)

@@ -1,0 +1,102 @@
+"""What the union remembers of an inode that is not pristine."""
+
+from __future__ import annotations
+
+import stat
+
+from layerfs_fuse.union.order import Order
+
+HIDDEN = 0
+"""In `Directory.children`: a whiteout. Positive numbers are node ids, negative ones the file type of what was not looked at."""
+
+
+class Node:
+    """An inode that lies in the upper directory, or a lower one about which something changed.
+
+    ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``. ``links`` counts the
+    names of the inode that are known in memory: ``directory`` and ``name`` are one of them, ``more`` the others. ``past`` counts
+    who writes without telling us. ``bare`` says that it has no extended attributes for certain. ``fd`` (O_PATH) keeps it
+    when it has lost its last known name.
+    """
+
+    __slots__ = (
+        "bare",
+        "directory",
+        "entry",
+        "fd",
+        "id",
+        "ino",
+        "inode",
+        "kind",
+        "lookups",
+        "more",
+        "name",
+        "past",
+        "row",
+        "stale",
+        "upper",
+    )
+
+    def __init__(self, node: int, ino: int, entry: bytearray, kind: int, *, upper: bool, row: int = 0) -> None:
+        self.id = node
+        self.ino = ino
+        self.entry = entry
+        self.kind = kind
+        self.upper = upper
+        self.row = row
+        self.inode = 0
+        self.directory: Directory | None = None
+        self.name = b""
+        self.more: list[tuple[Directory, bytes]] | None = None
+        self.lookups = 0
+        self.stale = False
+        self.past = 0
+        self.bare = False
+        self.fd = -1
+
+    def add_name(self, directory: Directory, name: bytes) -> None:
+        """Note one more name."""
+        if self.directory is None:
+            self.directory, self.name = directory, name
+        elif self.more is None:
+            self.more = [(directory, name)]
+        else:
+            self.more.append((directory, name))
+
+    def drop_name(self, directory: Directory, name: bytes) -> None:
+        """Note that a name is gone."""
+        if self.directory is directory and self.name == name:
+            self.directory = None
+            if self.more:
+                self.directory, self.name = self.more.pop()
+        elif self.more is not None:
+            self.more.remove((directory, name))
+
+    def names(self) -> list[tuple[Directory, bytes]]:
+        """Return all names that are known."""
+        first = [] if self.directory is None else [(self.directory, self.name)]
+        return first + (self.more or [])
+
+
+class Directory(Node):
+    """A directory.
+
+    ``below`` is the row of the index that it is merged with, or 0. ``loaded`` says that its upper counterpart, if it has
+    one, was read into ``children``. ``subdirectories`` counts those that show. ``owed`` says that the times on disk are
+    not those in ``entry`` and must be put right. ``plain`` says that it has no default ACL for certain.
+    """
+
+    __slots__ = ("below", "children", "dead", "loaded", "marked", "open_fd", "order", "owed", "plain", "subdirectories")
+
+    def __init__(self, node: int, ino: int, entry: bytearray, *, upper: bool, below: int) -> None:
+        super().__init__(node, ino, entry, stat.S_IFDIR, upper=upper, row=below)
+        self.below = below
+        self.children: dict[bytes, int] = {}
+        self.loaded = not upper
+        self.open_fd = -1
+        self.order: Order | None = None
+        self.owed = False
+        self.plain = False
+        self.marked = False
+        self.dead = False
+        self.subdirectories = 0

@@ -1,0 +1,41 @@
+"""The values that a request to the union is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOW = -1
+"""In place of a time: the present one, taken by the file system that stores it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes something new: its owner, its group, the process, and the umask that applies without a default ACL."""
+
+    uid: int
+    gid: int
+    pid: int = 0
+    umask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """New attributes; None leaves one alone. ``size`` is in bytes, times in nanoseconds since 1970 or `NOW`.
+
+    ``kill_suidgid`` takes set-user-id and set-group-id away, as a write or a change of size by an ordinary user must.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    kill_suidgid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a union works. ``volatile`` never waits for the disk: a crash may lose anything, also what was copied up."""
+
+    volatile: bool = False

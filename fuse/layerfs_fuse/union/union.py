@@ -1,0 +1,69 @@
+"""The union of lower layers and an upper directory, whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from layerfs.kernel import syscalls
+from layerfs_fuse.index.reader import Index
+from layerfs_fuse.union.requests import Options
+from layerfs_fuse.union.upper import Upper, proc
+from layerfs_fuse.union.xattrs import Xattrs
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Union(Xattrs):
+    """Lower layers and an upper directory as one tree, for one caller at a time; every error is an ``OSError``.
+
+    Without an upper directory it is read-only (EROFS). Permissions are not looked at: whoever calls has done so. The umask
+    of the process must be 0.
+    """
+
+    def __init__(
+        self, index: Index, layers: Sequence[int], upper: Upper | None = None, options: Options | None = None
+    ) -> None:
+        """Borrow all of them; ``layers`` are O_PATH descriptors of the directories, the lowest first."""
+        super().__init__(index, layers, upper, options or Options())
+        self._top = layers[-1] if layers else -1
+
+    def sync(self) -> None:
+        """Write everything to disk, unless the union is volatile."""
+        for directory in list(self._owed):
+            self._settle_quietly(directory)
+        if self.upper is not None and not self.options.volatile:
+            fd = os.open(proc(self.upper.fd), _LIST)
+            try:
+                syscalls.syncfs(fd)
+            finally:
+                os.close(fd)
+
+    def sync_directory(self, number: int) -> None:
+        """Write a directory to disk."""
+        directory = self._directories.get(number)
+        if directory is None or not directory.upper or self.options.volatile:
+            return
+        self._settle(directory)
+        fd = os.open(proc(self._place(directory)), _LIST)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the state of the file system that is written to, or of the uppermost layer's."""
+        return os.statvfs(self.upper.fd if self.upper is not None else self._top)
+
+    def close(self) -> None:
+        """Put right what is owed to the disk, and close all descriptors; those that were given stay open."""
+        for directory in list(self._owed):
+            self._settle_quietly(directory)
+        for directory in list(self._open):
+            self._close(directory)
+        for node in self._nodes.values():
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+        self._nodes.clear()
+        self._directories.clear()

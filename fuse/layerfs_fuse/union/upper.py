@@ -1,0 +1,243 @@
+"""The writable side of a union on disk: an overlay's upper directory, its marks and whiteouts, and its working directory.
+
+Marks are extended attributes below ``trusted.overlay.`` or, for whoever may not write those, ``user.overlay.``. A whiteout
+is a character device 0/0 or, where mknod(2) refuses that, an empty file with the mark ``whiteout`` in a directory with the
+mark ``opaque=x`` (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from itertools import count
+from pathlib import Path
+
+from layerfs.contract import Whiteouts
+from layerfs.errors import FailedPrecondition, Unsupported, os_error
+from layerfs.kernel import syscalls
+from layerfs.layer.attributes import overlay_prefix
+from layerfs.tree import remove_tree
+from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES, marks_of
+
+_log = logging.getLogger(__name__)
+
+PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP})
+
+
+def proc(fd: int) -> bytes:
+    """Return a path to an open file, for calls that know no descriptors; it is to be followed."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def proc_name(fd: int, name: bytes) -> bytes:
+    """Return a path to a name in an open directory, for calls that know no ``dir_fd``; it is not to be followed."""
+    return b"/proc/self/fd/%d/%s" % (fd, name)
+
+
+class Upper:
+    """An upper directory and its working directory, both open, and how marks are made in them."""
+
+    def __init__(self, fd: int, work: int, marks: Whiteouts, *, devices: bool) -> None:
+        """Take over two O_PATH descriptors; ``devices`` tells that character devices 0/0 may be made."""
+        self.fd = fd
+        self.work = work
+        self.devices = devices
+        self.device = os.fstat(fd).st_dev
+        self.marks = marks_of(marks)
+        self.ino = self.marks.prefix + b"layerfs.ino"
+        self._numbers = count(1)
+
+    @classmethod
+    def open(cls, upper: Path, work: Path, *, marks: Whiteouts | None = None) -> Upper:
+        """Open both directories, clear what a crash left in ``work``, and find out by trying which marks can be made.
+
+        Raise `FailedPrecondition` where a volatile overlay was mounted last, `Unsupported` where no marks can be made, and
+        what `os_error` makes of the rest.
+        """
+        try:
+            inner = _prepared(work)
+            fd = os.open(upper, PATH)
+            try:
+                at = os.open(inner, PATH)
+            except OSError:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise os_error(f"open the upper directory {upper} with {work}", error) from error
+        try:
+            found = _marks(at, marks)
+            return cls(fd, at, found, devices=_makes_devices(at))
+        except OSError as error:
+            os.close(fd)
+            os.close(at)
+            raise os_error(f"write in {work}", error) from error
+
+    def close(self) -> None:
+        """Close both."""
+        os.close(self.fd)
+        os.close(self.work)
+
+    def fresh(self) -> bytes:
+        """Return a name in the working directory that nothing has."""
+        return b"#%x" % next(self._numbers)
+
+    def is_private(self, name: bytes) -> bool:
+        """Tell whether an extended attribute on disk belongs to the overlay."""
+        return self.marks.shown(name) is None
+
+    # -- marks ---------------------------------------------------------------------------------------------------------
+
+    def mark_opaque(self, directory: bytes) -> None:
+        """Hide what lower layers have in the directory at a path."""
+        os.setxattr(directory, self.marks.opaque, OPAQUE_YES, follow_symlinks=True)
+
+    def mark_ino(self, path: int | bytes, ino: int, *, follow: bool = False) -> None:
+        """Note the inode number that a file is shown with; without a place for it the number changes at the next mount."""
+        try:
+            os.setxattr(path, self.ino, b"%d" % ino, follow_symlinks=follow or isinstance(path, int))
+        except OSError as error:
+            # Ordinary users cannot put attributes on symbolic links and devices (xattr(7)).
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.EACCES):
+                raise
+
+    def read_ino(self, path: bytes) -> int:
+        """Return the inode number noted at a path, or 0."""
+        try:
+            return int(os.getxattr(path, self.ino, follow_symlinks=False))
+        except (OSError, ValueError):
+            return 0
+
+    def names(self, path: bytes, *, follow: bool = False) -> list[bytes]:
+        """List the extended attributes of a path; raise ``OSError`` (EIO) for one that says that its data lie elsewhere."""
+        try:
+            names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
+        except OSError as error:
+            if error.errno in _REFUSED:
+                return []
+            raise
+        for name in (self.marks.redirect, self.marks.metacopy):
+            if name in names:
+                _log.error("%r has %r of an overlay with redirect_dir or metacopy", path, name)
+                raise OSError(errno.EIO, "a redirect of another overlay", path)
+        return names
+
+    # -- whiteouts -----------------------------------------------------------------------------------------------------
+
+    def hide(self, directory: int, name: bytes) -> None:
+        """Make a whiteout where nothing has the name; a directory without devices must be marked before (`mark_hiding`)."""
+        if self.devices:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+            return
+        made = os.open(name, CREATE | os.O_WRONLY, 0o644, dir_fd=directory)
+        try:
+            os.setxattr(made, self.marks.whiteout, b"y")
+        finally:
+            os.close(made)
+
+    def is_hiding(self, directory: int, name: bytes) -> bool:
+        """Tell whether a file, in a directory that may hold such, is a whiteout."""
+        return self.marks.whiteout in self.names(proc_name(directory, name))
+
+    def mark_hiding(self, directory: int) -> None:
+        """Say of a directory that it may hold whiteouts that are files."""
+        os.setxattr(proc(directory), self.marks.opaque, OPAQUE_XWHITEOUTS, follow_symlinks=True)
+
+    def replace_by_whiteout(self, directory: int, name: bytes) -> None:
+        """Put a whiteout in the place of a file that is no directory, in one step."""
+        fresh = self.fresh()
+        self.hide(self.work, fresh)
+        self.move_in(fresh, directory, name)
+
+    def move_in(self, fresh: bytes, directory: int, name: bytes) -> None:
+        """Move what was made in the working directory to its place; it is removed where that fails."""
+        try:
+            os.rename(fresh, name, src_dir_fd=self.work, dst_dir_fd=directory)
+        except OSError:
+            self.discard(fresh)
+            raise
+
+    def leave_whiteout(self, old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
+        """Rename and leave a whiteout, in one step where devices may be made; else the old name is there twice for a moment.
+
+        ``new`` must be free or replaceable (rename(2)).
+        """
+        if self.devices:
+            try:
+                syscalls.rename_whiteout(old_dir, old, new_dir, new)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EPERM):
+                    raise
+                # This file system does not know RENAME_WHITEOUT, or the target is of another kind, which rename tells.
+            else:
+                return
+        fresh = self.fresh()
+        self.hide(self.work, fresh)
+        try:
+            os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+        except OSError:
+            self.discard(fresh)
+            raise
+        self.move_in(fresh, old_dir, old)
+
+    def discard(self, fresh: bytes) -> None:
+        """Remove something from the working directory, with whiteouts in it; what cannot be removed is left for `open`."""
+        with contextlib.suppress(OSError):
+            try:
+                os.unlink(fresh, dir_fd=self.work)
+            except (IsADirectoryError, PermissionError):
+                fd = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work)
+                try:
+                    for name in os.listdir(fd):
+                        os.unlink(name, dir_fd=fd)
+                finally:
+                    os.close(fd)
+                os.rmdir(fresh, dir_fd=self.work)
+
+
+def _prepared(work: Path) -> Path:
+    """Return an empty directory in the working directory: the one that the kernel's overlay uses, too."""
+    inner = work / "work"
+    if (inner / "incompat").exists():
+        raise FailedPrecondition(
+            f"{work} was last used by a volatile overlay, whose writes may be lost",
+            hint=f"remove {inner / 'incompat'} if that is accepted",
+        )
+    with contextlib.suppress(FileNotFoundError):
+        remove_tree(inner)
+    inner.mkdir(0o700)
+    return inner
+
+
+def _marks(work: int, wanted: Whiteouts | None) -> Whiteouts:
+    """Try the marks in a directory."""
+    for marks in (wanted,) if wanted else (Whiteouts.OVERLAY, Whiteouts.OVERLAY_USER):
+        name = overlay_prefix(marks) + b"layerfs.probe"
+        try:
+            os.setxattr(proc(work), name, b"y")
+            os.removexattr(proc(work), name)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+        else:
+            return marks
+    raise Unsupported(
+        "the file system of the upper directory takes no extended attributes for overlay's marks",
+        hint="put it on ext4, xfs, btrfs, or a tmpfs of Linux 6.6 or later",
+    )
+
+
+def _makes_devices(work: int) -> bool:
+    """Try whether a character device 0/0 can be made, which needs no privilege since Linux 5.8."""
+    try:
+        os.mknod(b"#probe", stat.S_IFCHR, 0, dir_fd=work)
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return False
+        raise
+    os.unlink(b"#probe", dir_fd=work)
+    return True
