@@ -83,7 +83,8 @@ class Channel:
         """Wait for a request; None when there will be none any more."""
         while True:
             try:
-                os.readv(self.device, [self._buffer])
+                if not os.readv(self.device, [self._buffer]):
+                    return None
             except OSError as error:
                 if error.errno in _GONE:
                     return None
