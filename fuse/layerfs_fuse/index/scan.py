@@ -36,6 +36,7 @@ class Scanner:
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._has_xattrs = True
+        self._linked: dict[tuple[int, int], Found | None] = {}
 
     def root(self, fd: int) -> Found:
         """Return what the root itself is like."""
@@ -60,7 +61,20 @@ class Scanner:
         return result
 
     def _found(self, fd: int, name: bytes, status: os.stat_result, *, xwhiteouts: bool) -> Found | None:
-        """Return what is to be known of a file beside its status; None for a whiteout."""
+        """Return what is to be known of a file; None for a whiteout.
+
+        All names of an inode get the same answer: reading a symbolic link changes its access time. Only whether it is
+        a whiteout depends on the directory.
+        """
+        if status.st_nlink < 2 or xwhiteouts or stat.S_ISDIR(status.st_mode):  # noqa: PLR2004  one name only
+            return self._examined(fd, name, status, xwhiteouts=xwhiteouts)
+        key = (status.st_dev, status.st_ino)
+        found = self._linked.get(key)
+        if found is None:
+            found = self._linked[key] = self._examined(fd, name, status, xwhiteouts=xwhiteouts)
+        return found
+
+    def _examined(self, fd: int, name: bytes, status: os.stat_result, *, xwhiteouts: bool) -> Found | None:
         target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
         names = self._attributes(fd, name)
         if not names:

@@ -79,12 +79,12 @@ class Tables:
             ("targets", Section.TARGETS),
         ):
             items = array(layout.TYPES[section])
-            items.frombytes(index.section(section))
+            items.frombytes(index.section(section).cast("B"))
             setattr(self, name, items)
         self.strings = bytearray(index.section(Section.STRINGS))
         self._size = len(self.slots) - PROBES
         self._used = len(self.slots) - self.slots.count(0)
-        for link in index.section(Section.LINKS).cast("Q"):
+        for link in index.section(Section.LINKS):
             self._link(link & ROW_MASK, link >> 32)
         self._next_group = len(self.offsets)  # the groups loaded are known by their first rows
         self.records.append(index.section(Section.RECORDS))
