@@ -127,7 +127,7 @@ class Channel:
                 elif type(reply) is tuple:
                     writev(device, (pack(size + sum(map(len, reply)), 0, header[2]), *reply))
                 else:
-                    writev(device, (pack(size + len(reply), 0, header[2]), reply))  # type: ignore[arg-type]  # a Buffer
+                    writev(device, (pack(size + len(reply), 0, header[2]), reply))
             except OSError as error:
                 self._undeliverable(header, error)
 

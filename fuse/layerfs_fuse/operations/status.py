@@ -1,0 +1,133 @@
+"""Requests about attributes, extended attributes and the file system as a whole."""
+
+from __future__ import annotations
+
+import errno
+
+from layerfs_fuse.attributes import FOREVER
+from layerfs_fuse.protocol import (
+    ATTR_OUT,
+    GETXATTR_IN,
+    GETXATTR_OUT,
+    HEADER,
+    SETATTR_IN,
+    SETXATTR_ACL_KILL_SGID,
+    SETXATTR_IN,
+    SETXATTR_IN_EXT,
+    STATFS_OUT,
+    Init,
+    Opcode,
+    SetAttr,
+)
+from layerfs_fuse.server import Handler, Header, Reply
+from layerfs_fuse.session import Session
+from layerfs_fuse.union import NOW, Changes, Union
+
+_AFTER_HEADER = HEADER.size
+_VALID = ATTR_OUT.pack(FOREVER, 0, 0)
+_SECOND = 1_000_000_000
+_NAME_MAX = 255
+
+# As plain numbers: an IntFlag costs half a microsecond at each &.
+_MODE, _UID, _GID, _SIZE = int(SetAttr.MODE), int(SetAttr.UID), int(SetAttr.GID), int(SetAttr.SIZE)
+_ATIME, _MTIME = int(SetAttr.ATIME), int(SetAttr.MTIME)
+_ATIME_NOW, _MTIME_NOW = int(SetAttr.ATIME_NOW), int(SetAttr.MTIME_NOW)
+_KILL = int(SetAttr.KILL_SUIDGID)
+
+
+class Status:
+    """The handlers of one mount; ``body`` is the buffer of its channel."""
+
+    def __init__(self, union: Union, body: memoryview, session: Session) -> None:
+        self._union = union
+        self._body = body
+        self._setxattr = SETXATTR_IN_EXT if Init.SETXATTR_EXT in session.flags else SETXATTR_IN
+
+    def handlers(self) -> dict[int, Handler]:
+        """Return what answers each opcode."""
+        return {
+            Opcode.GETATTR: self.get_attributes,
+            Opcode.SETATTR: self.set_attributes,
+            Opcode.GETXATTR: self.get_xattr,
+            Opcode.LISTXATTR: self.list_xattrs,
+            Opcode.SETXATTR: self.set_xattr,
+            Opcode.REMOVEXATTR: self.remove_xattr,
+            Opcode.STATFS: self.file_system,
+            Opcode.IOCTL: self.ioctl,
+            Opcode.DESTROY: self.destroy,
+        }
+
+    def get_attributes(self, header: Header) -> Reply:
+        """Tell the attributes of a node."""
+        return _VALID, self._union.attributes(header[3])
+
+    def set_attributes(self, header: Header) -> Reply:
+        """Change attributes; a change time (with the writeback cache) is that of the file system below instead."""
+        fields = SETATTR_IN.unpack_from(self._body, _AFTER_HEADER)
+        valid, _, _, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = fields
+        changes = Changes(
+            mode=mode & 0o7777 if valid & _MODE else None,
+            uid=uid if valid & _UID else None,
+            gid=gid if valid & _GID else None,
+            size=size if valid & _SIZE else None,
+            atime_ns=_time(atime, atime_nsec, now=bool(valid & _ATIME_NOW)) if valid & _ATIME else None,
+            mtime_ns=_time(mtime, mtime_nsec, now=bool(valid & _MTIME_NOW)) if valid & _MTIME else None,
+            kill_suidgid=bool(valid & _KILL),
+        )
+        return _VALID, self._union.set_attributes(header[3], changes)
+
+    # -- extended attributes -------------------------------------------------------------------------------------------
+
+    def get_xattr(self, header: Header) -> Reply:
+        """Tell the value of an extended attribute, or its size where none of the caller's is given."""
+        size, _ = GETXATTR_IN.unpack_from(self._body, _AFTER_HEADER)
+        name = self._body[_AFTER_HEADER + GETXATTR_IN.size : header[0] - 1].tobytes()
+        return _sized(self._union.get_xattr(header[3], name), size)
+
+    def list_xattrs(self, header: Header) -> Reply:
+        """Tell the names of the extended attributes, each with a NUL after it."""
+        size, _ = GETXATTR_IN.unpack_from(self._body, _AFTER_HEADER)
+        return _sized(b"".join(name + b"\0" for name in self._union.list_xattrs(header[3])), size)
+
+    def set_xattr(self, header: Header) -> Reply:
+        """Set an extended attribute."""
+        size, flags, *more = self._setxattr.unpack_from(self._body, _AFTER_HEADER)
+        rest = self._body[_AFTER_HEADER + self._setxattr.size : header[0]].tobytes()
+        name, _, value = rest.partition(b"\0")
+        kill = bool(more) and bool(more[0] & SETXATTR_ACL_KILL_SGID)
+        self._union.set_xattr(header[3], name, value[:size], flags, kill_sgid=kill)
+        return 0
+
+    def remove_xattr(self, header: Header) -> Reply:
+        """Remove an extended attribute."""
+        self._union.remove_xattr(header[3], self._body[_AFTER_HEADER : header[0] - 1].tobytes())
+        return 0
+
+    # -- the file system -----------------------------------------------------------------------------------------------
+
+    def file_system(self, _header: Header) -> Reply:
+        """Tell how full the file system of the upper directory is (of the uppermost layer, if there is none)."""
+        told = self._union.statfs()
+        sizes = (told.f_blocks, told.f_bfree, told.f_bavail, told.f_files, told.f_ffree)
+        return STATFS_OUT.pack(*sizes, told.f_bsize, min(told.f_namemax, _NAME_MAX), told.f_frsize)
+
+    def ioctl(self, _header: Header) -> Reply:
+        """Refuse: flags of files (chattr(1)) are the only ioctls that a program would expect here."""
+        return -errno.ENOTTY
+
+    def destroy(self, _header: Header) -> Reply:
+        """Agree to the end."""
+        return 0
+
+
+def _time(seconds: int, nanoseconds: int, *, now: bool) -> int:
+    if now:
+        return NOW
+    # Seconds are signed where the protocol says they are not: a file may be older than 1970.
+    return (seconds - (1 << 64) if seconds >> 63 else seconds) * _SECOND + nanoseconds
+
+
+def _sized(value: bytes, size: int) -> Reply:
+    if not size:
+        return GETXATTR_OUT.pack(len(value), 0)
+    return value if len(value) <= size else -errno.ERANGE
