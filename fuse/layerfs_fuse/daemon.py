@@ -197,6 +197,6 @@ def _leave_everything(log: Path | None, keep: frozenset[int]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable(file=2, all_threads=True)
-    logging.basicConfig(
-        level=logging.INFO, force=True, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
-    )
+    for handler in logging.root.handlers[:]:
+        logging.root.removeHandler(handler)  # and not closed: its descriptor is gone, or is now another's
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")

@@ -8,6 +8,7 @@ import pytest
 
 from layerfs.testing import DriverContract
 from layerfs_backends import btrfs, copy, overlay2
+from layerfs_fuse import driver as fuse
 
 
 @pytest.mark.root
@@ -35,3 +36,12 @@ class TestBtrfs(DriverContract):
     @pytest.fixture
     def driver_root(self, btrfs_dir: Path) -> Path:
         return btrfs_dir / "btrfs"
+
+
+@pytest.mark.root
+class TestFuse(DriverContract):
+    factory = staticmethod(fuse.open_driver)
+
+    @pytest.fixture
+    def driver_root(self, fresh_dir: Path) -> Path:
+        return fresh_dir / "fuse"

@@ -1,0 +1,159 @@
+"""The fuse driver: a directory per snapshot, stacked by our own union file system in user space.
+
+::
+
+    <root>/<id>/index     the merged view of the committed snapshot <id> with all below it (`layerfs_fuse.index`)
+    <root>/<id>/log       what the process that serves a mount of it had to say
+
+and what `layerfs.layerdirs` makes: upperdir, workdir and lowerdirs in overlay's format. It needs no kernel overlay, no
+privilege beyond /dev/fuse and fusermount3, and has no limit of layers; a lookup costs the same at any depth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import ClassVar
+
+from layerfs.contract import CopyUnit, Driver, LayerRoot, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
+from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
+from layerfs.kernel.options import escape_path
+from layerfs.layerdirs import LayerDirectories, open_directories
+from layerfs_fuse.index.builder import build
+from layerfs_fuse.stack import open_index
+
+TYPE = "fuse.layerfs"
+"""The type of its mounts, and the name of the program that performs them: ``mount.fuse.layerfs``."""
+
+_LAYER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class FuseDriver:
+    """Keep each snapshot's own changes in ``<root>/<id>/diff`` and let a union in user space show the stack."""
+
+    name: ClassVar[str] = "fuse"
+    traits: ClassVar[Traits] = Traits(
+        CopyUnit.FILE, WritePolicy.COPY_ON_WRITE, rebase=True, rootless=True, unprivileged=True
+    )
+
+    def __init__(self, directories: LayerDirectories) -> None:
+        self._directories = directories
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories (`layerfs.layerdirs`)."""
+        self._directories.create(snapshot, work=snapshot.writable)
+
+    def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return the one mount of the union, whose source is the snapshot's directory: by it mounts are found."""
+        own = self._directories.path(snapshot.id)
+        # A view of nothing shows its own, empty directory.
+        ids = snapshot.parents or (() if snapshot.writable else (snapshot.id,))
+        options = _stack([self._directories.diff(one) for one in ids], own if snapshot.writable else None)
+        if snapshot.parent is not None:
+            options += (f"index={escape_path(self._index(snapshot.parent))}",)
+        return (Mount(TYPE, str(own), (*options, f"log={escape_path(own / 'log')}")),)
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """Build the index of the snapshot on that of its parent, and sync both it and the layer."""
+        with ExitStack() as stack:
+            layers = [self._open(one, stack) for one in reversed((snapshot.id, *snapshot.parents))]
+            self._build(snapshot, layers)
+        self._directories.sync(snapshot.id)
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Measure what the snapshot adds to its parents."""
+        return self._directories.usage(snapshot.id)
+
+    def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        """Delete the directory."""
+        self._directories.remove(id)
+
+    def ids(self) -> Iterable[SnapshotId]:
+        """List the snapshots, and those that a crash left half made or half deleted."""
+        return self._directories.ids()
+
+    def close(self) -> None:
+        """Do nothing: the driver holds nothing open."""
+
+    def layer_root(self, snapshot: Snapshot) -> LayerRoot:
+        """Return the directory of changes (`layerfs.contract.DirectAccess`)."""
+        return self._directories.layer_root(snapshot)
+
+    def volatile_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return the mount without syncs (`layerfs.contract.VolatileMounts`)."""
+        (mount,) = self.mounts(snapshot)
+        return (mount.with_options("volatile"),) if snapshot.writable else (mount,)
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Sync what a volatile mount wrote."""
+        self._directories.sync(snapshot.id)
+
+    def try_out(self) -> None:
+        """Mount a union and change what it shows; raise what goes wrong."""
+
+        def mounts(lower: Path, own: Path) -> Sequence[Mount]:
+            return (Mount(TYPE, str(own), (*_stack([lower], own), "volatile")),)
+
+        self._directories.try_out(mounts)
+
+    def _index(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        return self._directories.path(id) / "index"
+
+    def _open(self, id: SnapshotId, stack: ExitStack) -> int:  # noqa: A002  the contract's word
+        fd = os.open(self._directories.diff(id), _LAYER)
+        stack.callback(os.close, fd)
+        return fd
+
+    def _build(self, snapshot: Snapshot, layers: Sequence[int]) -> None:
+        """Merge one layer into the parent's index; all of them where the parent's is missing or wrong."""
+        path, whiteouts = self._index(snapshot.id), self._directories.whiteouts
+        if snapshot.parent is None:
+            build(path, layers, whiteouts=whiteouts, sync=False)
+            return
+        try:
+            parent = open_index(self._index(snapshot.parent), layers[:-1])
+        except (NotFound, Corrupt):
+            build(path, layers, whiteouts=whiteouts, sync=False)
+            return
+        with parent:
+            build(path, layers[-1:], parent=parent, whiteouts=whiteouts, sync=False)
+
+
+def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
+    """Open the fuse driver on ``root``; raise `Unsupported` that says why where a union cannot be mounted.
+
+    It is tried once for each root (`layerfs.layerdirs.open_directories`).
+    """
+    for option in options:
+        raise InvalidArgument(f"the fuse driver has no option {option!r}")
+
+    def try_out(directories: LayerDirectories) -> None:
+        FuseDriver(directories).try_out()
+
+    def refusal(problem: LayerfsError) -> Unsupported:
+        return Unsupported(f"a union in user space does not work in {root}: {problem}", hint=_hint(problem))
+
+    return FuseDriver(open_directories(root, try_out, refusal))
+
+
+def _stack(lowers: Sequence[Path], own: Path | None) -> tuple[str, ...]:
+    """Return the options of the union of ``lowers``, the uppermost first, below the directories in ``own``."""
+    options: tuple[str, ...] = ()
+    if lowers:
+        options += ("lowerdir=" + ":".join(map(escape_path, lowers)),)
+    if own is not None:
+        options += (f"upperdir={escape_path(own / 'diff')}", f"workdir={escape_path(own / 'work')}")
+    else:
+        options += ("ro",)
+    return (*options, "allow_other") if os.geteuid() == 0 else options
+
+
+def _hint(problem: LayerfsError) -> str:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        found = os_error("open /dev/fuse", error)
+        return "chmod 666 /dev/fuse, as udev does" if isinstance(found, PermissionDenied) else "modprobe fuse"
+    return problem.hint or "put the store on ext4, xfs, btrfs or tmpfs, which keep extended attributes"

@@ -1,0 +1,115 @@
+"""From the options of a mount to the union that they describe, and to the process that serves it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from layerfs.contract import Whiteouts
+from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, os_error
+from layerfs.kernel import userns
+from layerfs_fuse import daemon
+from layerfs_fuse.daemon import Ready
+from layerfs_fuse.index.builder import build
+from layerfs_fuse.index.reader import Index
+from layerfs_fuse.mounting import Attachment
+from layerfs_fuse.options import StackOptions, parse
+from layerfs_fuse.session import Wishes
+from layerfs_fuse.union import Options, Union, Upper
+
+_LAYER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_log = logging.getLogger(__name__)
+
+
+def perform(source: str, options: Sequence[str], target: Path) -> None:
+    """Mount a union at a directory, served by a process of its own (`layerfs.kernel.mounters.Mounter`)."""
+    chosen = parse(options)
+    place = target.absolute()
+    daemon.start(lambda ready: serve(source, chosen, place, ready), f"serve a union at {place}", log=chosen.log)
+
+
+def serve(source: str, options: StackOptions, target: Path, ready: Ready | None = None) -> None:
+    """Mount a union and serve it until it is unmounted, in this process; raise `LayerfsError`."""
+    attachment = Attachment(source, options.allow_other, options.flags | ({"ro"} if options.read_only else set()))
+    wishes = Wishes(passthrough=options.passthrough and os.geteuid() == 0, acl=options.acl)
+    with opened(options) as union:
+        daemon.serve(union, target, attachment, wishes, ready=ready, volatile=options.volatile)
+
+
+@contextmanager
+def opened(options: StackOptions) -> Iterator[Union]:
+    """Give the union that the options describe, and close it."""
+    with ExitStack() as stack:
+        whiteouts = options.marks or own_marks()
+        upper = None
+        if options.upper is not None and options.work is not None and not options.read_only:
+            upper = Upper.open(options.upper, options.work, marks=whiteouts)
+            stack.callback(upper.close)
+        layers = [_open_layer(path, stack) for path in _layers(options, stack)]
+        index = stack.enter_context(_index(options.index, layers, whiteouts))
+        union = Union(index, layers, upper, Options(volatile=options.volatile))
+        stack.callback(union.close)
+        yield union
+
+
+def own_marks() -> Whiteouts:
+    """Return the marks that this user can read and write in layers."""
+    return Whiteouts.OVERLAY if os.geteuid() == 0 and userns.is_initial() else Whiteouts.OVERLAY_USER
+
+
+def _layers(options: StackOptions, stack: ExitStack) -> Sequence[Path]:
+    """Return the lower directories, the lowest first: an upper directory that is not written to is the uppermost."""
+    lowers = options.lowers
+    if options.read_only and options.upper is not None:
+        lowers = (*lowers, options.upper)
+    return lowers or (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfs-empty-"))),)
+
+
+def _open_layer(path: Path, stack: ExitStack) -> int:
+    try:
+        fd = os.open(path, _LAYER)
+    except OSError as error:
+        raise os_error("open a layer", error) from error
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _index(place: Path | None, layers: Sequence[int], whiteouts: Whiteouts) -> Index:
+    """Return the index of the layers: the one at ``place`` if it is theirs, else a new one, kept there if possible."""
+    if place is None:
+        return _passing_index(layers, whiteouts)
+    try:
+        return open_index(place, layers)
+    except (NotFound, Corrupt) as error:
+        _log.warning("building the index of %d layers anew: %s", len(layers), error)
+    try:
+        build(place, layers, whiteouts=whiteouts)
+    except PermissionDenied as error:
+        _log.warning("cannot keep the index: %s", error)
+        return _passing_index(layers, whiteouts)
+    return Index.open(place)
+
+
+def open_index(place: Path, layers: Sequence[int]) -> Index:
+    """Open the index of these layers, the lowest first; raise `NotFound`, and `Corrupt` for one of other layers."""
+    index = Index.open(place)
+    try:
+        seen = [(status.st_ino, status.st_mtime_ns) for status in map(os.fstat, layers)]
+        if [(layer.root, layer.mtime) for layer in index.layer_table] != seen:
+            raise Corrupt(f"{place} is the index of other layers", hint="delete it: it is built anew")
+    except (LayerfsError, OSError):
+        index.close()
+        raise
+    return index
+
+
+def _passing_index(layers: Sequence[int], whiteouts: Whiteouts) -> Index:
+    """Build an index that is gone with this process."""
+    with tempfile.TemporaryDirectory(prefix="layerfs-index-") as place:
+        build(Path(place) / "index", layers, whiteouts=whiteouts, sync=False)
+        return Index.open(Path(place) / "index")
