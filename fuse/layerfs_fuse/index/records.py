@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from array import array
 
@@ -9,7 +10,6 @@ from layerfs_fuse.index.format import HEADER_SIZE, Place, checksum
 
 _BUFFER = 1 << 20
 """Bytes that wait to be written together."""
-_BLOCK = 1 << 24
 
 
 class Records:
@@ -29,6 +29,11 @@ class Records:
     def append(self, data: bytes | bytearray | memoryview) -> int:
         """Add bytes at the end and return where they start."""
         start = self._written + len(self._tail)
+        if len(data) >= _BUFFER:
+            self.flush()
+            self._write(start, memoryview(data))
+            self._written += len(data)
+            return start
         self._tail += data
         if len(self._tail) >= _BUFFER:
             self.flush()
@@ -66,11 +71,12 @@ class Records:
     def place(self) -> Place:
         """Return where the records are, with their checksum."""
         self.flush()
-        value, start = 0, HEADER_SIZE
-        while block := os.pread(self._fd, _BLOCK, start):
-            value = checksum(block, value)
-            start += len(block)
-        return Place(HEADER_SIZE, start - HEADER_SIZE, value)
+        with (
+            mmap.mmap(self._fd, self._written, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+            view[HEADER_SIZE:] as records,
+        ):
+            return Place(HEADER_SIZE, len(records), checksum(records))
 
     def add_section(self, content: bytearray | array[int] | bytes) -> Place:
         """Write a section at the end."""
