@@ -67,7 +67,8 @@ class CopyUp(Tree):
         self._hold_times(parent)
         place = self._place(parent)
         mode = stat.S_IMODE(index.mode(row))
-        if directory.bare and self._is_mine(entry) and not mode & _SET_IDS:
+        inherits = self.mode(parent) & stat.S_ISGID or not parent.plain
+        if directory.bare and self._is_mine(entry) and not mode & _SET_IDS and not inherits:
             os.mkdir(name, mode, dir_fd=place)
         else:
             fresh = upper.fresh()

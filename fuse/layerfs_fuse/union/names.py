@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from layerfs.kernel import syscalls
+from layerfs.layer.attributes import DEFAULT_ACL
 from layerfs_fuse.attributes import pack_attributes, pack_entry
 from layerfs_fuse.union.copyup import CopyUp
 from layerfs_fuse.union.entries import owner_of
@@ -22,7 +23,6 @@ from layerfs_fuse.union.requests import Caller
 from layerfs_fuse.union.tree import LONGEST_NAME, fail
 from layerfs_fuse.union.upper import CREATE, PATH, proc, proc_name
 
-DEFAULT_ACL = b"system.posix_acl_default"
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _PERMISSIONS = 0o7777
 _NO_OWNER = frozenset({errno.EPERM, errno.EINVAL})

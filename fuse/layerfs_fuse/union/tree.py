@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from layerfs.layer.attributes import DEFAULT_ACL
 from layerfs_fuse.attributes import (
     ENTRY_ATTRIBUTES,
     MODE,
@@ -339,7 +340,7 @@ class Tree:
         number = below if below and below not in self._nodes else self._number()
         entry = bytearray(pack_entry(number, pack_attributes(status, ino)))
         found = Directory(number, ino, entry, upper=True, below=below)
-        found.plain = b"system.posix_acl_default" not in marks
+        found.plain = DEFAULT_ACL not in marks
         found.add_name(directory, name)  # loading needs its place
         self._load(found)
         found.directory = None

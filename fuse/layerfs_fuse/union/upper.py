@@ -18,7 +18,7 @@ from pathlib import Path
 from layerfs.contract import Whiteouts
 from layerfs.errors import FailedPrecondition, Unsupported, os_error
 from layerfs.kernel import syscalls
-from layerfs.layer.attributes import overlay_prefix
+from layerfs.layer.attributes import DEFAULT_ACL, overlay_prefix
 from layerfs.tree import remove_tree
 from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES, marks_of
 
@@ -210,6 +210,11 @@ def _prepared(work: Path) -> Path:
     with contextlib.suppress(FileNotFoundError):
         remove_tree(inner)
     inner.mkdir(0o700)
+    # What is made in it must not inherit from the directory that somebody chose for it.
+    os.chown(inner, -1, os.getegid())
+    inner.chmod(0o700)
+    with contextlib.suppress(OSError):
+        os.removexattr(inner, DEFAULT_ACL)
     return inner
 
 

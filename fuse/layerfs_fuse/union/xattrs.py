@@ -6,14 +6,12 @@ import errno
 import os
 import stat
 
+from layerfs.layer.attributes import ACCESS_ACL, DEFAULT_ACL
 from layerfs_fuse.index.markers import USER, Marks
 from layerfs_fuse.union.listing import Listing
-from layerfs_fuse.union.names import DEFAULT_ACL
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.tree import fail
 from layerfs_fuse.union.upper import proc
-
-ACCESS_ACL = b"system.posix_acl_access"
 
 
 class Xattrs(Listing):
