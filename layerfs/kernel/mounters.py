@@ -7,6 +7,7 @@ mount(8), which calls the program ``mount.fuse.NAME`` or libfuse's ``mount.fuse`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -27,15 +28,23 @@ def is_served(mount: Mount) -> bool:
 
 def perform(mount: Mount, target: Path) -> None:
     """Perform a mount of `is_served`; raise `LayerfsError`."""
-    for found in entry_points(group="layerfs.mounters", name=mount.type):
-        try:
-            mounter: Mounter = found.load()
-        except ImportError as error:
-            raise Unsupported(f"the file system {mount.type!r} cannot be loaded: {error}") from error
+    mounter = _installed(mount.type)
+    if mounter is not None:
         mounter(mount.source, mount.options, target)
         return
     options = ("-o", ",".join(mount.options)) if mount.options else ()
     process.run(["mount", "-t", mount.type, *options, "--", mount.source, str(target)], package="mount")
+
+
+@cache  # looking through what is installed takes as long as the mount
+def _installed(type_: str) -> Mounter | None:
+    for found in entry_points(group="layerfs.mounters", name=type_):
+        try:
+            mounter: Mounter = found.load()
+        except ImportError as error:
+            raise Unsupported(f"the file system {type_!r} cannot be loaded: {error}") from error
+        return mounter
+    return None
 
 
 def release(target: Path, *, lazy: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ __all__ = [
 
 _LONGEST_DATA = 4095
 """Bytes that mount(2) takes of the option string; it cuts the rest off without a word."""
+_CLOSING, _MOMENT = 50, 0.01
+"""How often, and how many seconds apart, to try to unmount what a process serves."""
 
 
 def mount(mounts: Sequence[Mount], target: Path, *, way: Way | None = None) -> None:
@@ -198,16 +201,38 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
     """
     where = os.path.realpath(target)
     try:
-        syscalls.umount(os.fsencode(where), syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
+        _unmount(where, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise Busy(f"{target} is in use", hint=busy_hint(Path(where))) from error
         if error.errno == errno.EINVAL:
             raise FailedPrecondition(f"nothing is mounted at {target}") from error
-        if error.errno == errno.EPERM and any(point.type.startswith("fuse") for point in at(Path(where))):
+        if error.errno == errno.EPERM and _is_served(where):
             mounters.release(Path(where), lazy=lazy)
             return
         raise os_error(f"unmount {target}", error) from error
+
+
+def _unmount(where: str, flags: int) -> None:
+    """Unmount; where a process serves the mount, wait a moment for files that were just closed.
+
+    The kernel lets go of a file that it reads and writes by FUSE's passthrough when the server has answered that it is
+    released, which is after close(2) has returned.
+    """
+    for _ in range(_CLOSING):
+        try:
+            syscalls.umount(os.fsencode(where), flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not _is_served(where):
+                raise
+            time.sleep(_MOMENT)
+        else:
+            return
+    syscalls.umount(os.fsencode(where), flags)
+
+
+def _is_served(where: str) -> bool:
+    return any(point.type.startswith("fuse") for point in at(Path(where)))
 
 
 @contextmanager
