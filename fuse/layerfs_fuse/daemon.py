@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection
 from functools import partial
@@ -68,13 +69,12 @@ def serve(
         files = Files(union, channel, session, limit=limit, volatile=volatile)
         table = handlers(union, files, channel, session)
         _unmount_when_told(target)
+        way = "passthrough" if session.passthrough else "no open"
+        _LOG.info("serving %s, %s, FUSE 7.%d", target, way, session.minor)
         if ready is not None:
             ready()
         # What is there now stays to the end: the collector need not look through it again and again.
         gc.freeze()
-        _LOG.info(
-            "serving %s, %s, FUSE 7.%d", target, "passthrough" if session.passthrough else "no open", session.minor
-        )
         channel.serve(table)
         files.close()
     finally:
@@ -99,13 +99,13 @@ def _unmount_when_told(target: Path) -> None:
         if not begun.is_set():
             begun.set()
             _LOG.info("%s: unmounting %s", signal.Signals(number).name, target)
-            threading.Thread(target=_unmount, args=(target,), daemon=True).start()
+            threading.Thread(target=_unmount, args=(target, begun), daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
 
-def _unmount(target: Path) -> None:
+def _unmount(target: Path, begun: threading.Event) -> None:
     try:
         try:
             mounting.detach(target)
@@ -114,6 +114,7 @@ def _unmount(target: Path) -> None:
             mounting.detach(target, lazy=True)
     except LayerfsError:
         _LOG.exception("cannot unmount %s", target)
+        begun.clear()  # the next signal tries again
 
 
 # -- detaching ---------------------------------------------------------------------------------------------------------
@@ -196,7 +197,9 @@ def _leave_everything(log: Path | None, keep: frozenset[int]) -> None:
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    faulthandler.enable(file=2, all_threads=True)
+    # Those of the caller may be no files, or hold text that is theirs to write.
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115  for ever
+    faulthandler.enable()
     for handler in logging.root.handlers[:]:
         logging.root.removeHandler(handler)  # and not closed: its descriptor is gone, or is now another's
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")

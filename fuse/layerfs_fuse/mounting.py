@@ -102,6 +102,8 @@ def attach(target: Path, attachment: Attachment) -> int:
     last descriptor of the device is closed. Raise `LayerfsError`.
     """
     place = _place(target)
+    if is_stale(place):
+        raise _stale(place)
     if os.geteuid() == 0:
         return _attach_directly(place, attachment)
     return _attach_by_helper(place, attachment)
@@ -124,9 +126,9 @@ def _stale(target: Path) -> FailedPrecondition:
 
 
 def is_stale(target: Path) -> bool:
-    """Tell whether ``target`` is a mount whose server has ended."""
+    """Tell whether ``target`` is a mount whose server has ended; asks the server of one that is not."""
     try:
-        os.stat(target)
+        os.statvfs(target)  # the kernel may know the attributes by heart, and never how full it is
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from layerfs_fuse.protocol import HEADER, REPLY, Opcode
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 Buffer = bytes | bytearray | memoryview
 Header = tuple[int, int, int, int, int, int, int, int, int]
 """`HEADER` unpacked: length, opcode, unique, node, uid, gid, pid, and two that do not matter."""
-Reply = int | Buffer | Sequence[Buffer] | None
+Reply = int | Buffer | tuple[Buffer, ...] | None
 """0 or a negative errno, the body in one piece or several, or None for no reply (yet)."""
 Handler = Callable[[Header], Reply]
 """Do one request; its body is in the buffer of the channel until the handler returns."""
@@ -122,9 +122,9 @@ class Channel:
             if reply is None:
                 continue
             try:
-                if type(reply) is int:
+                if isinstance(reply, int):
                     writev(device, (pack(size, reply, header[2]),))
-                elif type(reply) is tuple:
+                elif isinstance(reply, tuple):
                     writev(device, (pack(size + sum(map(len, reply)), 0, header[2]), *reply))
                 else:
                     writev(device, (pack(size + len(reply), 0, header[2]), reply))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.contract import Mount
-from layerfs.kernel import mountinfo
+from layerfs.kernel import children, mountinfo
 from layerfs.kernel.mounting import mounted
 from layerfs_fuse import mounting
 from layerfs_fuse.protocol import FSYNC_IN, HEADER, REPLY, Opcode
@@ -104,7 +104,7 @@ def test_deferred_work_is_answered_and_holds_nobody_up(target: Path) -> None:
     with served(target, deferring):
         fd = os.open(target / "file", os.O_RDWR)
         try:
-            pid = os.fork()  # noqa: TID251  one system call, then the end
+            pid = children.fork()
             if pid == 0:
                 try:
                     os.fsync(fd)

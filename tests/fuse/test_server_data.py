@@ -1,0 +1,340 @@
+"""Data through a mount: what many ways of writing leave is what any file system would hold (as fsx(8) tests)."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import random
+import select
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from layerfs.kernel import children, userns
+from layerfs_fuse import daemon, mounting
+from layerfs_fuse.daemon import Ready
+from layerfs_fuse.index.builder import build
+from layerfs_fuse.index.reader import Index
+from layerfs_fuse.mounting import Attachment
+from layerfs_fuse.session import Wishes
+from layerfs_fuse.stack import own_marks
+from layerfs_fuse.union import Options, Union, Upper
+from tests.support.rootless import Rootless
+
+pytestmark = pytest.mark.usefixtures("fuse_device")
+
+LIMIT = 1 << 18
+WAYS = {
+    "passthrough": Wishes(passthrough=True),
+    "no open": Wishes(passthrough=False),
+    "no writeback": Wishes(passthrough=False, writeback=False),
+}
+
+
+def _serve(lower: Path, upper: Path, work: Path, target: Path, wishes: Wishes, ready: Ready) -> None:
+    layer = os.open(lower, os.O_PATH | os.O_DIRECTORY)
+    build(lower.with_name("index"), [layer], whiteouts=own_marks(), sync=False)
+    with (
+        Index.open(lower.with_name("index")) as index,
+        closing(Upper.open(upper, work)) as written,
+        closing(Union(index, [layer], written, Options())) as union,
+    ):
+        attachment = Attachment(allow_other=os.geteuid() == 0)
+        daemon.serve(union, target, attachment, wishes, ready=ready)
+
+
+@contextmanager
+def union_at(directory: Path, wishes: Wishes) -> Iterator[Path]:
+    """Mount what is in ``lower`` below a fresh upper directory; at the end nothing of it runs any more."""
+    lower, upper, work, target = (directory / name for name in ("lower", "upper", "work", "mount"))
+    for path in (lower, upper, work, target):
+        path.mkdir(exist_ok=True)
+    body = partial(_serve, lower, upper, work, target, wishes)
+    log = directory / "log"
+    pid = daemon.start(body, "serve a test", log=log)
+    process = os.pidfd_open(pid)
+    try:
+        yield target
+    finally:
+        mounting.detach(target)
+        with closing_fd(process):
+            wait_for_end(process)
+    lines = log.read_text().splitlines()
+    assert not [line for line in lines if " INFO " not in line]
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def wait_for_end(process: int) -> None:
+    assert select.select([process], [], [], 20)[0], "the server does not end"
+
+
+class Model:
+    """A file as bytes, and the same as a file; each step does the same to both."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.path = path
+        self.data = bytearray(path.read_bytes()) if path.exists() else bytearray()
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _range(self) -> tuple[int, int]:
+        start = self.random.randrange(LIMIT)
+        return start, min(LIMIT, start + self.random.choice((1, 7, 100, 4096, 5000, 65536)))
+
+    def _grow(self, size: int) -> None:
+        self.data += bytes(max(0, size - len(self.data)))
+
+    def write(self) -> None:
+        start, stop = self._range()
+        block = self.random.randbytes(stop - start)
+        self._grow(stop)
+        self.data[start:stop] = block
+        assert os.pwrite(self.fd, block, start) == len(block)
+
+    def append(self) -> None:
+        block = self.random.randbytes(self.random.randrange(1, 3000))
+        if len(self.data) + len(block) > LIMIT:
+            return
+        with self.path.open("ab") as file:
+            file.write(block)
+        self.data += block
+
+    def truncate(self) -> None:
+        size = self.random.randrange(LIMIT)
+        if self.random.random() < 0.5:
+            os.ftruncate(self.fd, size)
+        else:
+            os.truncate(self.path, size)
+        self._grow(size)
+        del self.data[size:]
+
+    def empty(self) -> None:
+        if self.random.random() < 0.2:
+            self.path.write_bytes(b"anew")
+            self.data[:] = b"anew"
+
+    def map(self) -> None:
+        if not self.data:
+            return
+        with mmap.mmap(self.fd, len(self.data)) as view:
+            start = self.random.randrange(len(self.data))
+            block = self.random.randbytes(min(5000, len(self.data) - start))
+            assert view[start : start + len(block)] == self.data[start : start + len(block)]
+            view[start : start + len(block)] = block
+            self.data[start : start + len(block)] = block
+
+    def allocate(self) -> None:
+        start, stop = self._range()
+        os.posix_fallocate(self.fd, start, stop - start)
+        self._grow(stop)
+
+    def copy(self) -> None:
+        start, stop = self._range()
+        stop = min(stop, len(self.data))
+        target = self.random.randrange(LIMIT // 2, LIMIT)
+        length = min(stop - start, LIMIT - target)
+        if length <= 0 or start + length > target:
+            return
+        done = 0
+        with suppress(OSError):  # EXDEV, EINVAL: it may always refuse
+            done = os.copy_file_range(self.fd, self.fd, length, start, target)
+        self._grow(target + done if done else 0)
+        self.data[target : target + done] = self.data[start : start + done]
+
+    def reopen(self) -> None:
+        os.close(self.fd)
+        self.fd = os.open(self.path, os.O_RDWR)
+
+    def sync(self) -> None:
+        self.random.choice((os.fsync, os.fdatasync))(self.fd)
+
+    def change_mode(self) -> None:
+        os.chmod(self.path, self.random.choice((0o600, 0o644, 0o640)))
+
+    def rename(self) -> None:
+        new = self.path.with_name(self.random.choice(("one", "two")))
+        self.path.rename(new)
+        self.path = new
+
+    def check(self) -> None:
+        assert os.fstat(self.fd).st_size == os.stat(self.path).st_size == len(self.data)
+        start, stop = self._range()
+        assert os.pread(self.fd, stop - start, start) == self.data[start:stop]
+
+    def step(self) -> None:
+        steps: tuple[Callable[[], None], ...] = (
+            self.write,
+            self.write,
+            self.append,
+            self.truncate,
+            self.empty,
+            self.map,
+            self.allocate,
+            self.copy,
+            self.reopen,
+            self.sync,
+            self.change_mode,
+            self.rename,
+        )
+        self.random.choice(steps)()
+        self.check()
+
+
+def many_writes(directory: Path, wishes: Wishes, seeds: range, steps: int) -> None:
+    for seed in seeds:
+        place = directory / str(seed)
+        (place / "lower").mkdir(parents=True)
+        (place / "lower" / "one").write_bytes(random.Random(seed).randbytes(30_000))
+        with union_at(place, wishes) as target:
+            model = Model(target / "one", seed)
+            with closing(model):
+                for _ in range(steps):
+                    model.step()
+            assert model.path.read_bytes() == model.data
+        assert (place / "upper" / model.path.name).read_bytes() == model.data
+        assert (place / "lower" / "one").read_bytes() == random.Random(seed).randbytes(30_000)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", WAYS)
+def test_data_is_what_was_written(fresh_dir: Path, way: str) -> None:
+    many_writes(fresh_dir, WAYS[way], range(4), 300)
+
+
+@pytest.mark.rootless
+def test_data_of_an_ordinary_user(run_rootless: Rootless, rootless_dir: Path) -> None:
+    run_rootless(many_writes, rootless_dir, WAYS["no open"], range(10, 13), 300)
+
+
+def in_a_namespace(directory: Path) -> None:
+    userns.enter()
+    many_writes(directory, WAYS["no open"], range(20, 22), 300)
+
+
+@pytest.mark.rootless
+def test_data_in_a_user_namespace(run_rootless: Rootless, rootless_dir: Path) -> None:
+    run_rootless(in_a_namespace, rootless_dir)
+
+
+@pytest.fixture(params=WAYS)
+def mounted(request: pytest.FixtureRequest, fresh_dir: Path) -> Iterator[Path]:
+    """Give a mount with a file `lower` of the lower layer, served in each way in turn; as root."""
+    (fresh_dir / "lower").mkdir()
+    (fresh_dir / "lower" / "lower").write_bytes(b"below" * 1000)
+    with union_at(fresh_dir, WAYS[request.param]) as target:
+        yield target
+
+
+@pytest.mark.root
+def test_holes_are_found_or_denied_but_never_data(mounted: Path) -> None:
+    fd = os.open(mounted / "sparse", os.O_RDWR | os.O_CREAT)
+    with closing_fd(fd):
+        os.pwrite(fd, b"x", 1 << 20)
+        assert os.lseek(fd, 0, os.SEEK_DATA) <= 1 << 20
+        assert os.lseek(fd, 1 << 20, os.SEEK_DATA) == 1 << 20
+        assert os.lseek(fd, 0, os.SEEK_HOLE) in (0, (1 << 20) + 1)
+
+
+@pytest.mark.root
+def test_a_file_that_is_open_keeps_its_data_when_it_is_unlinked(mounted: Path) -> None:
+    for name in ("lower", "new"):
+        with (mounted / name).open("a+b", buffering=0) as file:
+            file.write(b"more")
+            (mounted / name).unlink()
+            assert os.fstat(file.fileno()).st_nlink == 0
+            file.write(b"and more")
+            file.seek(0)
+            assert file.read().endswith(b"moreand more")
+        assert not (mounted / name).exists()
+
+
+@pytest.mark.root
+def test_a_reader_from_before_the_copy_up_sees_one_of_both(mounted: Path) -> None:
+    with (mounted / "lower").open("rb", buffering=0) as before:
+        assert before.read(5) == b"below"
+        with (mounted / "lower").open("r+b", buffering=0) as file:
+            file.write(b"ABOVE")
+            assert os.pread(file.fileno(), 5, 0) == b"ABOVE"
+            assert os.fstat(file.fileno()).st_ino == os.fstat(before.fileno()).st_ino
+        assert (mounted / "lower").read_bytes().startswith(b"ABOVEbelow")
+        assert os.pread(before.fileno(), 5, 0) in (b"below", b"ABOVE")
+        assert (mounted / "lower").stat().st_nlink == 1
+
+
+@pytest.mark.root
+def test_modes_change_below_who_has_it_open(mounted: Path) -> None:
+    with (mounted / "lower").open("rb", buffering=0) as before:
+        (mounted / "lower").chmod(0o600)
+        with (mounted / "lower").open("rb") as after:
+            assert after.read() == b"below" * 1000
+        with (mounted / "lower").open("r+b") as writer:
+            writer.write(b"W")
+        assert stat.S_IMODE((mounted / "lower").stat().st_mode) == 0o600
+        assert os.pread(before.fileno(), 5, 0) in (b"below", b"Welow")
+    assert (mounted / "lower").read_bytes() == b"W" + (b"below" * 1000)[1:]
+
+
+@pytest.mark.root
+def test_a_write_by_somebody_else_takes_the_right_to_run_as_the_owner(mounted: Path) -> None:
+    mounted.chmod(0o777)
+    for name in ("lower", "new"):
+        path = mounted / name
+        path.touch()
+        path.chmod(0o6777)
+        pid = children.fork()
+        if pid == 0:
+            os.setgroups([])
+            os.setresgid(1000, 1000, 1000)
+            os.setresuid(1000, 1000, 1000)
+            os._exit(0 if _append(path) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status == 0
+        assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
+def _append(path: Path) -> bool:
+    try:
+        with path.open("ab") as file:
+            file.write(b"x")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.root
+def test_temporary_files_have_a_name_only_when_they_get_one(mounted: Path) -> None:
+    fd = os.open(mounted, os.O_RDWR | os.O_TMPFILE, 0o644)
+    with closing_fd(fd):
+        os.write(fd, b"data")
+        assert os.fstat(fd).st_nlink == 0
+        # With a descriptor it is linkat(2), which alone can follow; an absolute path does not use it.
+        os.link(f"/proc/self/fd/{fd}", mounted / "named", src_dir_fd=fd, follow_symlinks=True)
+    assert (mounted / "named").read_bytes() == b"data"
+
+
+@pytest.mark.root
+def test_copying_between_files(mounted: Path) -> None:
+    with (mounted / "lower").open("rb") as source, (mounted / "copy").open("w+b") as target:
+        assert os.copy_file_range(source.fileno(), target.fileno(), 1 << 20) == 5000
+    assert (mounted / "copy").read_bytes() == b"below" * 1000
+
+
+@pytest.mark.root
+def test_ioctls_are_refused_as_unknown(mounted: Path) -> None:
+    with (mounted / "lower").open("rb") as file, pytest.raises(OSError, match="Inappropriate"):
+        fcntl.ioctl(file.fileno(), 0x80086601, bytes(8))  # FS_IOC_GETFLAGS
