@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the program; return its exit status."""
     parser = _arguments()
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if not 1 <= len(given.places) <= 2:  # noqa: PLR2004  a source, which is a name only, and a directory
         parser.error("name the directory to mount at")
     *source, target = given.places

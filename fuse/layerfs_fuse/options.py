@@ -96,11 +96,15 @@ class _Reading:
             self._flags.add(word)
         elif word == "rw":
             self._flags.discard("ro")
+        elif word in _WITHOUT_EFFECT or key in _TUNING or key.startswith("x-"):
+            return
+        elif word == "index=on":  # overlay's, which is no file
+            _refuse(word)
         elif has_value and key in _VALUES:
             self._values[key] = value
         elif not has_value and key in _SWITCHES:
             self._switches.add(key)
-        elif not (word in _WITHOUT_EFFECT or key in _TUNING or key.startswith("x-")):
+        else:
             _refuse(word)
 
     def options(self) -> StackOptions:

@@ -29,7 +29,10 @@ _log = logging.getLogger(__name__)
 def perform(source: str, options: Sequence[str], target: Path) -> None:
     """Mount a union at a directory, served by a process of its own (`layerfs.kernel.mounters.Mounter`)."""
     chosen = parse(options)
-    place = target.absolute()
+    try:
+        place = target.resolve(strict=True)
+    except OSError as error:
+        raise os_error(f"mount at {target}", error) from error
     daemon.start(lambda ready: serve(source, chosen, place, ready), f"serve a union at {place}", log=chosen.log)
 
 
