@@ -21,16 +21,17 @@ in which a name changed) marks them stale, and the next question costs one fstat
 has, and stays the same over a remount.
 
 *Forgetting.* Lookups are counted for each node, in an array for rows and in the node for others. When the kernel has
-forgotten a node, its object goes, and ``children`` says again that something not looked at lies there; memory follows the
-kernel's own cache. A node without a name is kept by an open descriptor until it is forgotten, since a client without OPEN
-(FUSE_NO_OPEN_SUPPORT) does not say how long it needs it.
+forgotten a node, its object goes, and ``children`` says again that something not looked at lies there; memory follows
+the kernel's own cache. A node without a name is kept by an open descriptor until it is forgotten, since a client
+without OPEN (FUSE_NO_OPEN_SUPPORT) does not say how long it needs it.
 
 *Places.* A node in the upper directory is reached by its directory's descriptor and its name. Directories keep
 O_PATH descriptors, at most so many, the oldest closed first; a rename does not disturb them.
 
-*Inode numbers.* A row shows its lower file's own st_ino. Whoever is copied up keeps that number in a private attribute
-(``overlay.layerfs.ino``, which an overlay hides and a commit strips), unless it is a directory still merged with its row. New
-files show the upper file system's number, moved out of the way where it could be one of the lower's.
+*Inode numbers.* A row shows its lower file's own st_ino. Whoever is copied up keeps that number in a private
+attribute (``overlay.layerfs.ino``, which an overlay hides and a commit strips), unless it is a directory still merged
+with its row. New files show the upper file system's number, moved out of the way where it could be one of the
+lower's.
 
 *Listings.* An offset is a name's own and no position: names of the row below have their place in the index, others get
 ever higher numbers as they come. So nobody who reads a directory while it changes misses or repeats a name that stays.

@@ -1,8 +1,8 @@
 """Copy-up: what a lower file or directory needs before its first change.
 
-A copy is made in the working directory, with everything that belongs to it, and comes to its place in one step: after a crash
-there is all of it or nothing. Data is on the disk before that, unless the union is volatile, as the kernel's overlay has
-it. All names under which the file shows are linked, so hard links stay what they are.
+A copy is made in the working directory, with everything that belongs to it, and comes to its place in one step: after
+a crash there is all of it or nothing. Data is on the disk before that, unless the union is volatile, as the kernel's
+overlay has it. All names under which the file shows are linked, so hard links stay what they are.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Files(Renaming):
             os.chmod(path, mode, dir_fd=place)
 
     def renumber(self, number: int) -> int:
-        """Give a file that was copied up a new node id, and return it; the old one stays the lower file until forgotten."""
+        """Give a copied-up file a new node id and return it; the old one stays the lower file until forgotten."""
         node = self._nodes.get(number)
         if node is None or not node.upper or isinstance(node, Directory) or number > self.index.count:
             fail(errno.ESTALE)
@@ -143,6 +143,6 @@ class Files(Renaming):
 
 
 def _without_set_ids(mode: int) -> int:
-    """Take set-user-id, and set-group-id where the group may execute, off a mode (as the kernel's setattr_should_drop)."""
+    """Take set-user-id off a mode, and set-group-id where the group may execute (FUSE_HANDLE_KILLPRIV_V2)."""
     mode &= ~stat.S_ISUID
     return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Handle:
     """A file that is open in a layer or in the upper directory; ``fd`` may be read from by whoever knows how.
 
-    ``record`` is what the union remembers of a file in the upper directory; None stands for a pristine one. When that is
-    copied up, ``fd`` is made to be the copy, so that a reader sees what others write.
+    ``record`` is what the union remembers of a file in the upper directory; None stands for a pristine one. When that
+    is copied up, ``fd`` is made to be the copy, so that a reader sees what others write.
     """
 
     __slots__ = ("_past", "fd", "flags", "node", "record", "registry")
@@ -48,7 +48,7 @@ class Handle:
         return done
 
     def bypass(self) -> None:
-        """Say that the kernel writes into the file itself until `close`, so what is remembered of it is never up to date."""
+        """Say that until `close` the kernel writes into the file itself, so that its attributes are never known."""
         if self.record is not None and not self._past:
             self._past = True
             self.record.past += 1

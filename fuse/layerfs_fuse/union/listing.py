@@ -23,9 +23,9 @@ class Listing(Files):
     def list(self, number: int, offset: int, size: int, *, plus: bool) -> bytes | memoryview:
         """Return the names behind ``offset``, as many as fit into ``size`` bytes; nothing at the end.
 
-        The reply is an array of ``struct fuse_dirent`` or, with ``plus``, ``struct fuse_direntplus``, and then one lookup is
-        counted of every node in it. "." and ".." are among them, as no lookups. ``offset`` is 0 or the ``off`` of any
-        element of an earlier reply, however long ago.
+        The reply is an array of ``struct fuse_dirent`` or, with ``plus``, ``struct fuse_direntplus``, and then one
+        lookup is counted of every node in it. "." and ".." are among them, as no lookups. ``offset`` is 0 or the
+        ``off`` of any element of an earlier reply, however long ago.
         """
         directory = self._directories.get(number)
         if directory is None:

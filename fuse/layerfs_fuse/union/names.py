@@ -1,7 +1,7 @@
 """New names: files, directories, links and nodes, made by a caller with what they inherit from their directory.
 
-A name that a whiteout hides is made in the working directory and takes the whiteout's place in one step, so that what is
-below never shows in between. A directory there is made opaque before.
+A name that a whiteout hides is made in the working directory and takes the whiteout's place in one step, so that what
+is below never shows in between. A directory there is made opaque before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Names(CopyUp):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[bytes | bytearray, Handle]:
-        """Make a regular file and open it; of ``flags`` the way of access counts. Raise ``OSError`` (EEXIST, ENOSPC)."""
+        """Make a regular file and open it; of ``flags`` the way of access counts.
+
+        Raise ``OSError`` (EEXIST, ENOSPC, EROFS).
+        """
         directory = self._changeable(parent)
         hidden = self._vacant(directory, name)
         mode = self._masked(directory, mode & _PERMISSIONS, caller)
@@ -179,7 +182,7 @@ class Names(CopyUp):
             os.unlink(fresh, dir_fd=nursery)
 
     def link(self, number: int, parent: int, name: bytes) -> bytes | bytearray:
-        """Give an inode one more name. Raise ``OSError``: EPERM for a directory, ENOENT for a file without O_TMPFILE's leave."""
+        """Give an inode one more name; raise ``OSError`` (EPERM for a directory, ENOENT if its last name is gone)."""
         node = self._changed(number)
         if isinstance(node, Directory):
             fail(errno.EPERM, name)

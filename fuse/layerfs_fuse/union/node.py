@@ -7,16 +7,16 @@ import stat
 from layerfs_fuse.union.order import Order
 
 HIDDEN = 0
-"""In `Directory.children`: a whiteout. Positive numbers are node ids, negative ones the file type of what was not looked at."""
+"""In `Directory.children`: a whiteout. Positive numbers are node ids, negative ones file types not looked at."""
 
 
 class Node:
     """An inode that lies in the upper directory, or a lower one about which something changed.
 
-    ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``. ``links`` counts the
-    names of the inode that are known in memory: ``directory`` and ``name`` are one of them, ``more`` the others. ``past`` counts
-    who writes without telling us. ``bare`` says that it has no extended attributes for certain. ``fd`` (O_PATH) keeps it
-    when it has lost its last known name.
+    ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``; ``inode`` is
+    its number in the upper file system. ``directory`` and ``name`` are one of the names that are known in memory,
+    ``more`` the others. ``past`` counts who writes without telling us. ``bare`` says that it has no extended
+    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name.
     """
 
     __slots__ = (
@@ -81,9 +81,9 @@ class Node:
 class Directory(Node):
     """A directory.
 
-    ``below`` is the row of the index that it is merged with, or 0. ``loaded`` says that its upper counterpart, if it has
-    one, was read into ``children``. ``subdirectories`` counts those that show. ``owed`` says that the times on disk are
-    not those in ``entry`` and must be put right. ``plain`` says that it has no default ACL for certain.
+    ``below`` is the row of the index that it is merged with, or 0. ``loaded`` says that its upper counterpart, if it
+    has one, was read into ``children``. ``subdirectories`` counts those that show. ``owed`` says that the times on
+    disk are not those in ``entry`` and must be put right. ``plain`` says that it has no default ACL for certain.
     """
 
     __slots__ = ("below", "children", "dead", "loaded", "marked", "open_fd", "order", "owed", "plain", "subdirectories")

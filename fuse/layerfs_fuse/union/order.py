@@ -10,7 +10,7 @@ _FEW = 64
 
 
 class Order:
-    """Names with ever higher cookies, in the order in which they came. A removed name leaves a gap, and is soon cut out."""
+    """Names with ever higher cookies, in the order in which they came. A removed name leaves a gap for a while."""
 
     __slots__ = ("_cookies", "_names", "_next", "_of")
 

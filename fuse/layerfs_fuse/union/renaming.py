@@ -1,7 +1,7 @@
 """Renames, those of lower and merged directories too: the whole tree is copied up first, then renamed in one step.
 
-So no name in the upper directory points elsewhere (no ``redirect``), and the directory can be mounted by any overlay and
-committed as a layer. What remains below the old name is hidden by a whiteout that the same system call makes.
+So no name in the upper directory points elsewhere (no ``redirect``), and the directory can be mounted by any overlay
+and committed as a layer. What remains below the old name is hidden by a whiteout that the same system call makes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Renaming(Removal):
     """The tree, with what moves names."""
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """Rename as renameat2(2) does; raise ``OSError`` (EINVAL for RENAME_WHITEOUT, which an overlay keeps for itself)."""
+        """Rename as renameat2(2) does; raise ``OSError``, EINVAL for RENAME_WHITEOUT, which is the overlay's own."""
         if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
             fail(errno.EINVAL, name)
         if len(new_name) > LONGEST_NAME:

@@ -133,7 +133,7 @@ class Tree:
             self._refresh(known)
         return known.entry
 
-    def attributes(self, node: int, handle: Handle | None = None) -> bytes | bytearray:  # noqa: ARG002  stacks may need it
+    def attributes(self, node: int) -> bytes | bytearray:
         """Return the 88 bytes of a node's attributes."""
         known = self._nodes.get(node)
         if known is None:
@@ -223,7 +223,7 @@ class Tree:
             directory.open_fd = -1
 
     def _reach(self, node: Node) -> tuple[int | None, bytes, bool]:
-        """Return how calls with ``dir_fd`` reach an upper file: descriptor, path, and whether the path is to be followed."""
+        """Return how to reach an upper file: ``dir_fd``, path, and whether the path is to be followed."""
         if isinstance(node, Directory):
             return None, proc(self._place(node)), True
         if node.directory is None:
@@ -247,7 +247,7 @@ class Tree:
             del self._owed[directory]
 
     def _hold_times(self, directory: Directory) -> None:
-        """Note, before something is done in a directory that must not show, that its times are to be put right later."""
+        """Note, before something is done in a directory that must not show, that its times are owed to the disk."""
         if not directory.owed:
             if directory.stale:
                 self._refresh(directory)

@@ -17,8 +17,8 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Union(Xattrs):
     """Lower layers and an upper directory as one tree, for one caller at a time; every error is an ``OSError``.
 
-    Without an upper directory it is read-only (EROFS). Permissions are not looked at: whoever calls has done so. The umask
-    of the process must be 0.
+    Without an upper directory it is read-only (EROFS). Permissions are not looked at: whoever calls has done so. The
+    umask of the process must be 0.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The writable side of a union on disk: an overlay's upper directory, its marks and whiteouts, and its working directory.
+"""The writable side of a union on disk: an overlay's upper and working directory, with marks and whiteouts.
 
-Marks are extended attributes below ``trusted.overlay.`` or, for whoever may not write those, ``user.overlay.``. A whiteout
-is a character device 0/0 or, where mknod(2) refuses that, an empty file with the mark ``whiteout`` in a directory with the
-mark ``opaque=x`` (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+Marks are extended attributes below ``trusted.overlay.`` or, for whoever may not write those, ``user.overlay.``. A
+whiteout is a character device 0/0 or, where mknod(2) refuses that, an empty file with the mark ``whiteout`` in a
+directory with the mark ``opaque=x`` (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Upper:
     def open(cls, upper: Path, work: Path, *, marks: Whiteouts | None = None) -> Upper:
         """Open both directories, clear what a crash left in ``work``, and find out by trying which marks can be made.
 
-        Raise `FailedPrecondition` where a volatile overlay was mounted last, `Unsupported` where no marks can be made, and
-        what `os_error` makes of the rest.
+        Raise `FailedPrecondition` where a volatile overlay was mounted last, `Unsupported` where no marks can be
+        made, and what `os_error` makes of the rest.
         """
         try:
             inner = _prepared(work)
@@ -97,7 +97,7 @@ class Upper:
         os.setxattr(directory, self.marks.opaque, OPAQUE_YES, follow_symlinks=True)
 
     def mark_ino(self, path: int | bytes, ino: int, *, follow: bool = False) -> None:
-        """Note the inode number that a file is shown with; without a place for it the number changes at the next mount."""
+        """Note the inode number that a file is shown with; where that cannot be, it changes with the next mount."""
         try:
             os.setxattr(path, self.ino, b"%d" % ino, follow_symlinks=follow or isinstance(path, int))
         except OSError as error:
@@ -113,7 +113,7 @@ class Upper:
             return 0
 
     def names(self, path: bytes, *, follow: bool = False) -> list[bytes]:
-        """List the extended attributes of a path; raise ``OSError`` (EIO) for one that says that its data lie elsewhere."""
+        """List the extended attributes of a path; raise ``OSError`` (EIO) for one that says the data lie elsewhere."""
         try:
             names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
         except OSError as error:
@@ -129,7 +129,7 @@ class Upper:
     # -- whiteouts -----------------------------------------------------------------------------------------------------
 
     def hide(self, directory: int, name: bytes) -> None:
-        """Make a whiteout where nothing has the name; a directory without devices must be marked before (`mark_hiding`)."""
+        """Make a whiteout where nothing has the name; without devices the directory must be marked (`mark_hiding`)."""
         if self.devices:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
             return
@@ -162,9 +162,9 @@ class Upper:
             raise
 
     def leave_whiteout(self, old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
-        """Rename and leave a whiteout, in one step where devices may be made; else the old name is there twice for a moment.
+        """Rename and leave a whiteout, in one step where devices may be made.
 
-        ``new`` must be free or replaceable (rename(2)).
+        Else the file has both names for a moment. ``new`` must be free or replaceable (rename(2)).
         """
         if self.devices:
             try:
@@ -185,7 +185,7 @@ class Upper:
         self.move_in(fresh, old_dir, old)
 
     def discard(self, fresh: bytes) -> None:
-        """Remove something from the working directory, with whiteouts in it; what cannot be removed is left for `open`."""
+        """Remove something from the working directory, with whiteouts in it; `open` removes what this cannot."""
         with contextlib.suppress(OSError):
             try:
                 os.unlink(fresh, dir_fd=self.work)

@@ -19,7 +19,7 @@ class Xattrs(Listing):
 
     @property
     def _marks(self) -> Marks:
-        """Return the names that the overlay keeps for itself; a union without an upper directory shows what is not user's."""
+        """Return the names that the overlay keeps for itself."""
         return USER if self.upper is None else self.upper.marks
 
     def get_xattr(self, number: int, name: bytes) -> bytes:
