@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from layerfs.testing import DriverContract
 from layerfs_backends import btrfs, copy, overlay2
+from layerfs_fuse import driver as fuse
 
 
 class TestCopy(DriverContract):
@@ -15,6 +16,10 @@ class TestCopy(DriverContract):
 
 class TestOverlay2(DriverContract):
     factory = staticmethod(overlay2.open_driver)
+
+
+class TestFuse(DriverContract):
+    factory = staticmethod(fuse.open_driver)
 
 
 class TestBtrfs(DriverContract):

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from layerfs.kernel import userns
+from tests.support.fuse_device import fuse_device
 from tests.support.rootless import GID, UID, Rootless
 
-pytestmark = pytest.mark.rootless
+__all__ = ["fuse_device"]
+
+pytestmark = [pytest.mark.rootless, pytest.mark.usefixtures("fuse_device")]
 
 _CONTRACT = Path(__file__).with_name("contract_as_user.py")
 _SKIPS = 2
@@ -41,7 +44,7 @@ def _check(status: int, output: str) -> None:
     assert skipped is None or int(skipped[1]) <= _SKIPS, output
 
 
-@pytest.mark.parametrize("driver", ["TestCopy", "TestOverlay2"])
+@pytest.mark.parametrize("driver", ["TestCopy", "TestOverlay2", "TestFuse"])
 def test_contract(rootless_dir: Path, run_rootless: Rootless, driver: str) -> None:
     _check(*run_rootless(_run, rootless_dir, driver))
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.command.conftest import Command
+from tests.support.fuse_device import fuse_device
 from tests.support.rootless import Rootless
 
-pytestmark = pytest.mark.rootless
+__all__ = ["fuse_device"]
+
+pytestmark = [pytest.mark.rootless, pytest.mark.usefixtures("fuse_device")]
 
 
-@pytest.fixture(params=["copy", "overlay2"])
+@pytest.fixture(params=["copy", "overlay2", "fuse"])
 def user(request: pytest.FixtureRequest, rootless_dir: Path) -> Command:
     """Give the command on a store of an ordinary user, to be run by `run_rootless`."""
     return Command(rootless_dir / "store", request.param)
@@ -52,9 +56,35 @@ def test_the_main_job(run_rootless: Rootless, user: Command, readable: Path, roo
     assert (rootless_dir / "out.tar").stat().st_size > 0
 
 
-def test_a_mount_that_nobody_would_see_is_refused(
-    run_rootless: Rootless, user: Command, readable: Path, rootless_dir: Path
+def test_a_mount_lasts_and_is_seen_by_all_processes_of_the_user(
+    run_rootless: Rootless, readable: Path, rootless_dir: Path
 ) -> None:
+    user = Command(rootless_dir / "store", "fuse")
+    place = rootless_dir / "place"
+
+    def work() -> tuple[str, list[str], str, list[str]]:
+        place.mkdir()
+        _stock(user, readable)
+        user("mount", "box", place)
+        seen = (place / "etc/motd").exists(), user("ls")
+        (place / "etc/new").write_text("new")
+        busy = user.fails(4, "commit", "box", "shell:2")
+        user("umount", "box")
+        return str(seen), os.listdir(place), busy, user("-q", "diff", "box").splitlines()
+
+    seen, left, busy, changes = run_rootless(work)
+    assert str(place) in seen
+    assert left == []
+    assert "is mounted at" in busy
+    assert "A /etc/new" in changes
+
+
+@pytest.mark.parametrize("driver", ["copy", "overlay2"])
+def test_a_mount_that_nobody_would_see_is_refused(
+    run_rootless: Rootless, readable: Path, rootless_dir: Path, driver: str
+) -> None:
+    user = Command(rootless_dir / "store", driver)
+
     def work() -> str:
         _stock(user, readable)
         return user.fails(6, "mount", "box", rootless_dir)
@@ -79,6 +109,7 @@ def test_doctor_tells_what_works(run_rootless: Rootless, user: Command, rootless
     works = {one["name"]: one["works"] for one in document["drivers"]}
     assert works["copy"]
     assert works["overlay2"]
+    assert works["fuse"]
     assert all(one["hint"] for one in document["drivers"] if not one["works"])
     assert document["store"].startswith(str(rootless_dir))
 
