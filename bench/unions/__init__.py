@@ -1,0 +1,1 @@
+"""What `bench/union.py` is made of: layered trees, the file systems compared, works, report."""
