@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from layerfs.clones import Clone
     from layerfs.contract import (
         Candidates,
+        CommitsTogether,
         CopyUnit,
         DirectAccess,
         Driver,
@@ -67,6 +68,7 @@ _HOMES = {
     "layerfs.clones": ("Clone",),
     "layerfs.contract": (
         "Candidates",
+        "CommitsTogether",
         "CopyUnit",
         "DirectAccess",
         "Driver",
@@ -121,6 +123,7 @@ __all__ = [
     "Change",
     "Clone",
     "CommandFailed",
+    "CommitsTogether",
     "Compression",
     "CopyUnit",
     "Corrupt",

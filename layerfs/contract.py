@@ -216,6 +216,15 @@ class VolatileMounts(Protocol):
         ...
 
 
+@runtime_checkable
+class CommitsTogether(Protocol):
+    """Optional power: commit several snapshots for the price of one, such as one sync of their file system."""
+
+    def commit_all(self, snapshots: Sequence[Snapshot]) -> None:
+        """Do for each what `Driver.commit` does; doing it twice is no error."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Where two trees may differ: nothing else does, and not all of these need to.

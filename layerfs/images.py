@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from layerfs.errors import FailedPrecondition, InvalidArgument, NotFound
 from layerfs.events import Listener, ignore
 from layerfs.image.config import ImageConfig
-from layerfs.image.descriptor import Descriptor
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import Manifest, NamedImage
 from layerfs.image.platform import Platform
@@ -194,18 +193,13 @@ class Images:
 
     def _take_all(self, source: Source, manifest: Manifest, listener: Listener) -> Image:
         """Copy the blobs of an image, and return it as it will be, without names and times."""
-        self._take(source, manifest.config, listener)
-        config = ImageConfig.parse(self._parts.blobs.read(manifest.config))
+        blobs = self._parts.blobs
+        blobs.put_all([manifest.config], source.open, listener)
+        config = ImageConfig.parse(blobs.read(manifest.config))
         manifest.check_config(config)
-        for layer in manifest.layers:
-            self._take(source, layer, listener)
-        self._parts.blobs.put_bytes(manifest.raw)
+        blobs.put_all(manifest.layers, source.open, listener)
+        blobs.put_bytes(manifest.raw)
         return Image(manifest.digest, (), manifest, config, 0, moment(0))
-
-    def _take(self, source: Source, blob: Descriptor, listener: Listener) -> None:
-        if not self._parts.blobs.has(blob):
-            with source.open(blob.digest) as stream:
-                self._parts.blobs.put(stream, blob, listener)
 
     def _read_documents(self, digest: str, media_type: str) -> tuple[Manifest, ImageConfig]:
         manifest = Manifest.parse(self._parts.blobs.read(Digest(digest)), media_type)

@@ -47,9 +47,14 @@ def named(name: str) -> Place:
 
 @contextmanager
 def locked(
-    file: Path, place: Place, *, exclusive: bool, what: str, timeout: float | None = None, create: bool = True
+    file: Path,
+    *places: Place,
+    exclusive: bool,
+    what: str,
+    timeout: float | None = None,
+    create: bool = True,
 ) -> Iterator[None]:
-    """Hold a lock while the block runs.
+    """Hold locks while the block runs, taken in this order, which must be the same for all who take several.
 
     ``timeout`` is in seconds, None waits for ever and 0 does not wait; `Busy` says ``what`` somebody else holds.
     """
@@ -59,7 +64,8 @@ def locked(
     except OSError as error:
         raise os_error("open the lock file", error) from error
     try:
-        _acquire(descriptor, place, exclusive=exclusive, what=what, timeout=timeout)
+        for place in places:
+            _acquire(descriptor, place, exclusive=exclusive, what=what, timeout=timeout)
         yield
     finally:
         os.close(descriptor)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from layerfs import locks, rules
-from layerfs.contract import Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
+from layerfs.contract import CommitsTogether, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
 from layerfs.filters import compile_filters
 from layerfs.kernel import mounting
@@ -38,6 +39,15 @@ _log = logging.getLogger(__name__)
 
 _NEXT = "\x00next"
 """Follows the key of a snapshot that is to take the place of the one that has the key now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A committed snapshot that is to be made: its name, the name of its parent or "", and its labels."""
+
+    name: str
+    parent: str
+    labels: Mapping[str, str]
 
 
 class Snapshotter:
@@ -113,6 +123,38 @@ class Snapshotter:
             raise
         with self._finishing(row) as connection:
             snapshots.set_committed(connection, row.id, usage, self._clock())
+
+    @contextmanager
+    def together(self, plans: Sequence[Planned]) -> Iterator[tuple[Snapshot, ...]]:
+        """Give empty snapshots that the block fills; when it ends they are committed, all in one step.
+
+        Each gets its parent then, which may be one that comes before it; the driver's traits must allow that (rebase).
+        Nobody else sees them until then. If the block raises, and after a crash, none of them was ever there.
+        Raise `AlreadyExists` for a name in use.
+        """
+        self.recover()
+        with self._database.write(durable=False) as connection:
+            made = tuple(self._reserve(connection, Kind.ACTIVE, plan.name, None) for plan in plans)
+        try:
+            with self._driving(f"create {len(made)} snapshots"):
+                for snapshot in made:
+                    self.driver.create(snapshot)
+            yield made
+            usages = self._freeze_all(made)
+            with self._database.write() as connection:
+                for plan, snapshot, usage in zip(plans, made, usages, strict=True):
+                    snapshots.set_parent(connection, snapshot.id, rules.parent(connection, plan.parent))
+                    snapshots.set_committed(connection, snapshot.id, usage, self._clock())
+                    snapshots.set_labels(connection, snapshot.id, rules.checked_labels(plan.labels))
+        except BaseException:
+            self._undo(self._discard_unseen, made)
+            raise
+
+    def empty(self, snapshot: Snapshot) -> None:
+        """Throw away what was written to a snapshot of `together`."""
+        self._remove_bytes(snapshot.id)
+        with self._driving(f"create snapshot {snapshot.id} anew"):
+            self.driver.create(snapshot)
 
     def checkpoint(self, name: str, key: str) -> None:
         """Commit the active snapshot ``key`` as ``name`` and leave a fresh active one on top of it at ``key``.
@@ -229,6 +271,11 @@ class Snapshotter:
         with self._driving(f"measure {key!r}"):
             return self.driver.usage(snapshot)
 
+    def missing(self, names: Iterable[str]) -> set[str]:
+        """Return those of the names that no snapshot has."""
+        with self._database.read() as connection:
+            return {name for name in names if not snapshots.is_there(connection, name)}
+
     def snapshot(self, key: str) -> Snapshot:
         """Return what the driver knows a snapshot by."""
         with self._database.read() as connection:
@@ -310,6 +357,16 @@ class Snapshotter:
             self.driver.commit(snapshot)
             return usage
 
+    def _freeze_all(self, made: Sequence[Snapshot]) -> list[Usage]:
+        with self._driving(f"commit {len(made)} snapshots"):
+            usages = [self.driver.usage(snapshot) for snapshot in made]
+            if isinstance(self.driver, CommitsTogether):
+                self.driver.commit_all(made)
+            else:
+                for snapshot in made:
+                    self.driver.commit(snapshot)
+            return usages
+
     @contextmanager
     def _finishing(self, row: Row) -> Iterator[sqlite3.Connection]:
         """Write that a commit took place. Its bytes are frozen: if this fails, recovery has to do it, not undo it."""
@@ -352,6 +409,14 @@ class Snapshotter:
         self._remove_bytes(snapshot_id)
         with self._database.write() as connection:
             snapshots.delete(connection, snapshot_id)
+
+    def _discard_unseen(self, made: Iterable[Snapshot]) -> None:
+        """Undo creations unless they were written as done: an interrupt may come right after that."""
+        with self._database.read() as connection:
+            states = {snapshot.id: snapshots.get(connection, snapshot.id).state for snapshot in made}
+        for snapshot_id, state in states.items():
+            if state is State.CREATING:
+                self._discard(snapshot_id)
 
     def _remove_bytes(self, snapshot_id: SnapshotId) -> None:
         place = locks.named(f"bytes/{snapshot_id}")

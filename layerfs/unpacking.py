@@ -1,8 +1,9 @@
-"""Unpack the layers of an image into snapshots: in order, or side by side where the driver can take them so.
+"""Unpack the layers of an image into snapshots, together where the driver can take them so, else one by one.
 
-*Apart* means without the layers below: a layer goes into a snapshot without a parent, which gets its parent when it is
-committed, in order (`layerfs.contract.Traits.rebase`). A layer that needs those below it to be understood is unpacked
-in order after all, so the result never depends on the way.
+*Together* they go into snapshots without parents, which get their parents when all of them are committed at the end
+(`layerfs.contract.Traits.rebase`): in one transaction and with one sync, which else are most of what a small layer
+costs. Then they may also be unpacked *side by side*, without the layers below in view. A layer that needs those below
+it to be understood waits for its turn after all, so the result never depends on the way.
 """
 
 from __future__ import annotations
@@ -12,40 +13,38 @@ import resource
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from threading import Event
 from typing import TYPE_CHECKING
 
 from layerfs import locks
-from layerfs.contract import LayerRoot, Mount, Whiteouts
+from layerfs.contract import DirectAccess, LayerRoot, Mount, Snapshot, Whiteouts
 from layerfs.errors import Corrupt, FailedPrecondition, NotFound
 from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.kernel import mounting, userns
 from layerfs.layer.digest import Digest
 from layerfs.parts import Parts
+from layerfs.snapshotter import Planned
 
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
-    from concurrent.futures import Future
-
-    from layerfs.layer.apply import Applied
+    from layerfs.layer.apply import Applied, OwnerPolicy
     from layerfs.layer.below import Below, Stack
     from layerfs.layer.limits import Limits
+    from layerfs.layer.owners import Owners
 
 LAYER_LABEL = "layerfs/layer"
 """Marks the snapshots that hold unpacked layers: those that `prune` may remove once no image names them."""
 
 UNPACKING = "unpack/"
-"""Starts the keys of snapshots into which a layer is being unpacked; its ChainID follows."""
+"""Starts the keys of snapshots into which a layer is being unpacked by itself; its ChainID follows."""
 
 _MOST_JOBS = 4
 """Layers at a time unless more are asked for: each has some 20 MiB of blocks under way in its three threads."""
-_BATCH = 16
-"""Layers that are locked at once, each by a descriptor."""
 _DESCRIPTORS = 220
-"""Descriptors that one layer may hold open, most of them directories."""
-_STACKED = 8
-"""The part of all descriptors that the lower layers may take, one for each; more layers are mounted instead."""
+"""Descriptors that one layer at work may hold open, most of them directories; the others hold one each."""
+_OTHERS = 64
+"""Descriptors that are left to the rest of the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,13 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """Return the key of the snapshot into which it is unpacked."""
+        """Return the key of the snapshot into which it is unpacked by itself."""
         return f"{UNPACKING}{self.chain}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the labels of its snapshot."""
+        return {LAYER_LABEL: str(self.blob.digest)}
 
 
 def default_jobs() -> int:
@@ -80,26 +84,27 @@ class Unpacker:
         self._jobs = default_jobs() if jobs is None else jobs
         self._listener = listener
         self._stopping = Event()
+        self._roots: dict[str, LayerRoot] = {}
+        """The directories of the layers that can be looked at without a mount, by their names."""
         self._stack: Stack | None = None
         self._chains: Sequence[str] = ()
+        """The layers that `_stack` can hold, the lowest first."""
 
     def run(self, layers: Sequence[Layer]) -> None:
         """Make sure that every one of these layers, the lowest first, is there as a snapshot."""
-        missing = [layer for layer in layers if not self.is_there(layer.chain)]
-        traits = self._parts.driver.traits
-        stackable = traits.max_layers is None or len(layers) <= traits.max_layers
+        missing = self._missing(layers)
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        jobs = min(self._jobs, (descriptors - descriptors // _STACKED) // _DESCRIPTORS)
-        self._chains = [layer.chain for layer in layers] if len(layers) <= descriptors // _STACKED else ()
+        affordable = (descriptors - _OTHERS - len(layers)) // _DESCRIPTORS
+        if affordable > 0 and len(layers) <= descriptors // 2:
+            self._chains = [layer.chain for layer in layers]
         try:
-            if jobs > 1 and len(missing) > 1 and traits.rebase and stackable:
-                for start in range(0, len(missing), _BATCH):
-                    self._side_by_side(missing[start : start + _BATCH], jobs)
+            if len(missing) > 1 and self._chains and self._stackable(len(layers)):
+                self._together(missing, min(self._jobs, affordable))
                 return
             for layer in missing:
                 with self._locked(layer):
-                    if not self.is_there(layer.chain):
-                        self._in_order(layer)
+                    if self._missing([layer]):
+                        self._by_itself(layer)
         finally:
             if self._stack is not None:
                 self._stack.drop()
@@ -107,89 +112,99 @@ class Unpacker:
 
     def is_there(self, chain: str) -> bool:
         """Tell whether a layer is unpacked."""
-        try:
-            self._parts.snapshotter.snapshot(chain)
-        except NotFound:
-            return False
-        return True
+        return not self._parts.snapshotter.missing([chain])
 
-    def _locked(self, layer: Layer) -> AbstractContextManager[None]:
-        what = f"the layer {layer.chain}"
-        return locks.locked(self._parts.lock_file, locks.named(layer.chain), exclusive=True, what=what)
+    def _missing(self, layers: Sequence[Layer]) -> list[Layer]:
+        missing = self._parts.snapshotter.missing(layer.chain for layer in layers)
+        return [layer for layer in layers if layer.chain in missing]
 
-    def _in_order(self, layer: Layer) -> None:
+    def _stackable(self, count: int) -> bool:
+        """Tell whether the driver gives so many layers their parents later, and shows what each of them holds."""
+        driver = self._parts.driver
+        fits = driver.traits.max_layers is None or count <= driver.traits.max_layers
+        return driver.traits.rebase and fits and isinstance(driver, DirectAccess)
+
+    def _locked(self, *layers: Layer) -> AbstractContextManager[None]:
+        """Hold layers against others who unpack them; everybody takes them from the lowest up."""
+        what = f"the layer {layers[0].chain}"
+        places = [locks.named(layer.chain) for layer in layers]
+        return locks.locked(self._parts.lock_file, *places, exclusive=True, what=what)
+
+    # One by one
+
+    def _by_itself(self, layer: Layer) -> None:
         """Unpack one layer on the one below, and commit it only if it is what its DiffID says."""
         snapshotter = self._parts.snapshotter
-        mounts = self._prepare(layer, layer.parent)
+        with suppress(NotFound):
+            snapshotter.remove(layer.key)  # what a crash left; the lock tells that nobody works on it
+        mounts = snapshotter.prepare(layer.key, layer.parent)
         try:
-            applied = self._apply(layer, mounts)
-            _check_diff_id(layer, applied)
-            snapshotter.commit(layer.chain, layer.key, labels={LAYER_LABEL: str(layer.blob.digest)})
+            self._apply(layer, self._parts.layer_root(layer.key), mounts)
+            snapshotter.commit(layer.chain, layer.key, labels=layer.labels)
         except BaseException:
             snapshotter.remove(layer.key)
             raise
 
-    def _prepare(self, layer: Layer, parent: str) -> tuple[Mount, ...]:
-        with suppress(NotFound):
-            self._parts.snapshotter.remove(layer.key)  # what a crash left; the lock tells that nobody works on it
-        return self._parts.snapshotter.prepare(layer.key, parent)
+    # Together
 
-    # Side by side
+    def _together(self, layers: Sequence[Layer], jobs: int) -> None:
+        with self._locked(*layers):
+            waiting = self._missing(layers)
+            plans = [Planned(layer.chain, layer.parent, layer.labels) for layer in waiting]
+            with self._parts.snapshotter.together(plans) as made:
+                for layer, snapshot in zip(waiting, made, strict=True):
+                    self._roots[layer.chain] = self._shown(snapshot)
+                if jobs > 1:
+                    self._side_by_side(waiting, made, jobs)
+                else:
+                    for layer in waiting:
+                        self._finish(layer, None)
 
-    def _side_by_side(self, layers: Sequence[Layer], jobs: int) -> None:
+    def _side_by_side(self, layers: Sequence[Layer], made: Sequence[Snapshot], jobs: int) -> None:
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  see the imports above
 
-        with ExitStack() as stack:
-            # From the lowest up, as everybody takes them, so that no two wait for each other.
-            for layer in layers:
-                stack.enter_context(self._locked(layer))
-            waiting = [layer for layer in layers if not self.is_there(layer.chain)]
-            pool = stack.enter_context(ThreadPoolExecutor(jobs, thread_name_prefix="layerfs-unpack"))
-            futures = [pool.submit(self._apart, layer) for layer in waiting]
+        with ThreadPoolExecutor(jobs, thread_name_prefix="layerfs-unpack") as pool:
+            futures = [pool.submit(self._apart, *one) for one in zip(layers, made, strict=True)]
             try:
-                for layer, future in zip(waiting, futures, strict=True):
+                for layer, future in zip(layers, futures, strict=True):
                     self._finish(layer, future.result())
             except BaseException:
-                self._give_up(waiting, futures)
+                self._stopping.set()
+                for future in futures:
+                    future.cancel()
                 raise
 
-    def _apart(self, layer: Layer) -> Applied | None:
+    def _apart(self, layer: Layer, snapshot: Snapshot) -> Applied | None:
         """Unpack a layer without those below; return None, and leave nothing, where it needs them."""
         from layerfs.layer.apart import LowerNeeded  # noqa: PLC0415  see the imports above
 
-        mounts = self._prepare(layer, "")
         try:
-            return self._apply(layer, mounts, apart=True)
+            return self._apply(layer, self._roots[layer.chain], apart=True)
         except LowerNeeded:
-            self._parts.snapshotter.remove(layer.key)
+            self._parts.snapshotter.empty(snapshot)
             return None
-        except BaseException:
-            self._parts.snapshotter.remove(layer.key)
-            raise
 
     def _finish(self, layer: Layer, applied: Applied | None) -> None:
-        """Give a layer that was unpacked apart its parent; unpack it now where that could not be."""
+        """Unpack a layer unless that was done apart, and let its root show what the layers below say of it."""
         from layerfs.layer.apart import adopt_root  # noqa: PLC0415  see the imports above
 
+        root = self._root(layer.chain)
         if applied is None:
-            self._in_order(layer)
-            return
-        _check_diff_id(layer, applied)
-        own = self._parts.layer_root(layer.key)
-        below = self._parts.layer_root(layer.parent) if layer.parent else None
-        if own and below and not applied.lists_root:
-            adopt_root(own, below)
-        labels = {LAYER_LABEL: str(layer.blob.digest)}
-        self._parts.snapshotter.commit(layer.chain, layer.key, labels=labels, parent=layer.parent or None)
+            applied = self._apply(layer, root)
+        if layer.parent and not applied.lists_root:
+            adopt_root(root, self._root(layer.parent))
 
-    def _give_up(self, layers: Sequence[Layer], futures: Sequence[Future[Applied | None]]) -> None:
-        """Stop what is under way, and remove what is not committed."""
-        self._stopping.set()
-        for layer, future in zip(layers, futures, strict=True):
-            if not future.cancel():
-                future.exception()  # waits
-            with suppress(NotFound):
-                self._parts.snapshotter.remove(layer.key)
+    def _root(self, chain: str) -> LayerRoot:
+        """Return the directory of a layer, which need not be committed yet."""
+        if chain not in self._roots:
+            self._roots[chain] = self._shown(self._parts.snapshotter.snapshot(chain))
+        return self._roots[chain]
+
+    def _shown(self, snapshot: Snapshot) -> LayerRoot:
+        driver = self._parts.driver
+        if not isinstance(driver, DirectAccess):
+            raise FailedPrecondition(f"the driver {driver.name} does not show what its snapshots hold")
+        return driver.layer_root(snapshot)
 
     def _hear(self, event: Progress) -> None:
         """Pass an event on, or end the work of this thread where another layer has failed."""
@@ -199,33 +214,51 @@ class Unpacker:
 
     # Both
 
-    def _apply(self, layer: Layer, mounts: Sequence[Mount], *, apart: bool = False) -> Applied:
-        from layerfs.layer.apply import OwnerPolicy, apply  # noqa: PLC0415  see the imports above
-        from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
+    def _apply(
+        self, layer: Layer, root: LayerRoot | None, mounts: Sequence[Mount] = (), *, apart: bool = False
+    ) -> Applied:
+        """Unpack a layer into its root, or what the mounts show; raise `Corrupt` if it is not what its DiffID says."""
+        from layerfs.layer.apply import apply  # noqa: PLC0415  see the imports above
 
-        owners = Owners(self._parts.id_map) if self._parts.id_map else None
-        # An ordinary user, or a namespace of one id, has but itself: owners are kept where more than one can exist.
-        alone = owners is None and (os.geteuid() != 0 or userns.id_map().single)
         with ExitStack() as stack:
-            root = self._parts.layer_root(layer.key)
             if root is None:
                 root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
             stream = stack.enter_context(self._parts.blobs.open(layer.blob.digest))
             below = partial(self._below, layer, root, stack)
-            return apply(
+            applied = apply(
                 stream,
                 root,
                 lower=below if layer.parent and not apart else None,
                 base=not layer.parent,
                 apart=apart,
-                owner=OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP,
-                owners=owners,
+                owner=self._policy,
+                owners=self._owners,
                 limits=self._limits,
                 known=layer.blob.digest,
                 listener=self._hear,
                 item=layer.blob.digest,
                 total=layer.blob.size,
             )
+        if applied.diff_id != layer.diff_id:
+            raise Corrupt(
+                f"the layer {layer.blob.digest} unpacks to {applied.diff_id}; its image says {layer.diff_id}",
+                hint="the image was damaged or altered: get it again",
+            )
+        return applied
+
+    @cached_property
+    def _owners(self) -> Owners | None:
+        from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
+
+        return Owners(self._parts.id_map) if self._parts.id_map else None
+
+    @cached_property
+    def _policy(self) -> OwnerPolicy:
+        """Keep owners where more than one can exist: an ordinary user, or a namespace of one id, has but itself."""
+        from layerfs.layer.apply import OwnerPolicy  # noqa: PLC0415  see the imports above
+
+        alone = self._parts.id_map is None and (os.geteuid() != 0 or userns.id_map().single)
+        return OwnerPolicy.SQUASH if alone else OwnerPolicy.KEEP
 
     def _below(self, layer: Layer, root: LayerRoot, stack: ExitStack) -> Below:
         """Show what is below a layer, by the directories of the layers or else by a mount, which takes far longer."""
@@ -236,20 +269,9 @@ class Unpacker:
         if self._stack is None:
             self._stack = Stack()
         for chain in self._chains[len(self._stack) : self._chains.index(layer.parent) + 1]:
-            own = self._parts.layer_root(chain)
-            if own is None:
-                raise FailedPrecondition(f"the driver {self._parts.driver.name} does not show the layer {chain}")
-            self._stack.push(own)
+            self._stack.push(self._root(chain))
         return self._stack
 
 
 class _StoppedError(Exception):
     """End a thread whose layer nobody wants any more."""
-
-
-def _check_diff_id(layer: Layer, applied: Applied) -> None:
-    if applied.diff_id != layer.diff_id:
-        raise Corrupt(
-            f"the layer {layer.blob.digest} unpacks to {applied.diff_id}; its image says {layer.diff_id}",
-            hint="the image was damaged or altered: get it again",
-        )

@@ -87,7 +87,12 @@ class Overlay2Driver:
 
     def commit(self, snapshot: Snapshot) -> None:
         """Sync it: committed layers are only ever mounted as lowerdirs, which the kernel does not write to."""
-        self._directories.sync(snapshot.id)
+        self.commit_all([snapshot])
+
+    def commit_all(self, snapshots: Sequence[Snapshot]) -> None:
+        """Sync them, which are on one file system (`layerfs.contract.CommitsTogether`)."""
+        for snapshot in snapshots[:1]:
+            self._directories.sync(snapshot.id)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure what the snapshot adds to its parents."""

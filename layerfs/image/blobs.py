@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -22,10 +22,13 @@ from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.documents import MAX_DOCUMENT
 from layerfs.layer.digest import Digest
-from layerfs.tree import fsync_dir
+from layerfs.tree import fsync_dir, syncfs
 
 CHUNK: Final = 1 << 20
 """Bytes read, hashed and written at once."""
+
+_TOGETHER: Final = 64
+"""Blobs that are written before a sync makes them durable, each with a descriptor."""
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _BLOB_MODE: Final = 0o444
@@ -100,11 +103,27 @@ class BlobStore:
             listener(Progress(action, str(descriptor.digest), descriptor.size, descriptor.size))
             return
         with self.writer() as writer:
-            for chunk in _sized(stream, descriptor, f"blob {descriptor.digest}", listener, action):
-                writer.write(chunk)
-            if writer.digest != descriptor.digest:
-                raise _other_bytes(f"blob {descriptor.digest}", writer.digest)
+            writer.take(stream, descriptor, listener, action=action)
             writer.commit()
+
+    def put_all(
+        self, blobs: Iterable[Descriptor], opened: Callable[[Digest], BinaryIO], listener: Listener = ignore
+    ) -> None:
+        """Keep several blobs as `put` does, with one sync for many; ``opened`` gives the stream of each."""
+        missing = [blob for blob in dict.fromkeys(blobs) if not self.has(blob)]
+        for start in range(0, len(missing), _TOGETHER):
+            with contextlib.ExitStack() as stack:
+                writers = [stack.enter_context(self.writer()) for _ in missing[start : start + _TOGETHER]]
+                for writer, blob in zip(writers, missing[start:], strict=False):
+                    with opened(blob.digest) as stream:
+                        writer.take(stream, blob, listener)
+                self._commit_all(writers)
+
+    def _commit_all(self, writers: Sequence[BlobWriter]) -> None:
+        syncfs(self._ingest)
+        for writer in writers:
+            writer.name()
+        fsync_dir(self._blobs)
 
     def put_bytes(self, data: bytes, media_type: str = "") -> Descriptor:
         """Keep these bytes, and return their descriptor."""
@@ -185,6 +204,16 @@ class BlobWriter:
     def flush(self) -> None:
         """Do nothing: nothing is buffered here."""
 
+    def take(
+        self, stream: BinaryIO, descriptor: Descriptor, listener: Listener = ignore, *, action: str = "import"
+    ) -> None:
+        """Write what the stream holds to its end; raise `Corrupt` if it is not what the descriptor says."""
+        what = f"blob {descriptor.digest}"
+        for chunk in _sized(stream, descriptor, what, listener, action):
+            self.write(chunk)
+        if self.digest != descriptor.digest:
+            raise _other_bytes(what, self.digest)
+
     def commit(self, expected: Digest | None = None) -> Digest:
         """Make the blob durable and give it its name; return the digest.
 
@@ -195,15 +224,23 @@ class BlobWriter:
             self.abort()
             raise Corrupt(f"the bytes written have the digest {digest}, not {expected}")
         try:
-            os.fchmod(self._file, _BLOB_MODE)
             os.fsync(self._file)
+        except OSError as error:
+            self.abort()
+            raise os_error(f"keep the blob {digest}", error) from error
+        self.name()
+        fsync_dir(self._blobs)
+        return digest
+
+    def name(self) -> None:
+        """Give the blob, which was synced, its name; the directory is the caller's to sync."""
+        digest = self.digest
+        try:
             self._path.rename(self._blobs / digest.hex)
         except OSError as error:
             self.abort()
             raise os_error(f"keep the blob {digest}", error) from error
         self._close()
-        fsync_dir(self._blobs)
-        return digest
 
     def abort(self) -> None:
         """Throw away what was written; doing it twice, or after a commit, is no error."""
@@ -280,6 +317,7 @@ def _create_locked(directory: Path) -> tuple[Path, int]:
         descriptor = os.open(path, _CREATE, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.fchmod(descriptor, _BLOB_MODE)
             if os.fstat(descriptor).st_nlink:  # else a cleanup came in between create and lock
                 return path, descriptor
         except OSError:

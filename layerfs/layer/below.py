@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,10 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _MOST_HELD = 4096
 """Directories of which it is remembered which layers have them."""
+_MOST_LISTED = 1024
+"""Names of a directory up to which it is listed once: of many layers most do not have the one that is looked for."""
+_MOST_NAMES = 100_000
+"""Names that are remembered, of some 100 bytes each."""
 
 
 class Below(Protocol):
@@ -81,6 +86,9 @@ class Stack:
         self.whiteouts = Whiteouts.REMOVE
         self._held: dict[bytes, list[int]] = {b"": []}
         """For each directory that was looked at the layers that show in it, by their roots, the uppermost last."""
+        self._names: dict[tuple[int, bytes], frozenset[bytes] | None] = {}
+        """What a layer has in a directory; None for too much."""
+        self._count = 0
 
     def __len__(self) -> int:
         """Return the number of layers."""
@@ -110,11 +118,15 @@ class Stack:
         for fd in self._held[b""]:
             os.close(fd)
         self._held = {b"": []}
+        self._names.clear()
+        self._count = 0
 
     def open(self, path: bytes) -> int:
         """Open a path, as `Below.open` says."""
-        for fd in reversed(self._holders(path.rpartition(b"/")[0])):
-            status = _status(fd, path)
+        above, _, name = path.rpartition(b"/")
+        for fd in reversed(self._holders(above)):
+            names = self._names_in(fd, above)
+            status = _status(fd, path) if names is None or name in names else None
             if status is not None:
                 if is_whiteout(status):
                     break
@@ -133,6 +145,18 @@ class Stack:
 
     def close(self) -> None:
         """Do nothing: the next layer may ask, too."""
+
+    def _names_in(self, fd: int, path: bytes) -> frozenset[bytes] | None:
+        """Return what a layer has in one of its directories; None where that is too much to remember."""
+        key = (fd, path)
+        if key not in self._names:
+            names = frozenset(islice(_listed(fd, path), _MOST_LISTED))
+            self._count += len(names)
+            if self._count > _MOST_NAMES:
+                self._names.clear()
+                self._count = len(names)
+            self._names[key] = None if len(names) == _MOST_LISTED else names
+        return self._names[key]
 
     def _holders(self, path: bytes) -> list[int]:
         """Return the layers that show in a directory; none where it is no directory."""
@@ -175,9 +199,11 @@ def _status(fd: int, path: bytes) -> os.stat_result | None:
         return None
 
 
-def _listed(root: int) -> Iterator[bytes]:
-    fd = os.open(b"/proc/self/fd/%d/." % root, _LIST)
+def _listed(root: int, path: bytes = b"") -> Iterator[bytes]:
+    fd = os.open(path or b".", _LIST, dir_fd=root)
     try:
-        yield from [os.fsencode(name) for name in os.listdir(fd)]
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield os.fsencode(entry.name)
     finally:
         os.close(fd)

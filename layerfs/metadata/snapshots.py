@@ -46,6 +46,12 @@ def find(connection: sqlite3.Connection, name: str) -> Row | None:
     return None if found is None else _row(found)
 
 
+def is_there(connection: sqlite3.Connection, name: str) -> bool:
+    """Tell whether there is a snapshot of this key or name, with all its bytes."""
+    query = "SELECT 1 FROM snapshots WHERE name = ? AND state <> 'creating'"
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
 def is_taken(connection: sqlite3.Connection, name: str) -> bool:
     """Tell whether a snapshot has this key or name, or will have it when its commit ends."""
     query = "SELECT 1 FROM snapshots WHERE name = ?1 OR target = ?1 LIMIT 1"
@@ -130,11 +136,11 @@ def set_committing(
 
 
 def set_committed(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage, now: int) -> None:
-    """Turn an active snapshot into the committed one that the intent says."""
+    """Turn an active snapshot into the committed one that the intent says; without one it keeps its name."""
     row = get(connection, snapshot_id)
     connection.execute(
-        "UPDATE snapshots SET name = target, kind = 'committed', size = ?, inodes = ?, created = ?, updated = ?"
-        " WHERE id = ?",
+        "UPDATE snapshots SET name = coalesce(target, name), kind = 'committed', size = ?, inodes = ?,"
+        " created = ?, updated = ? WHERE id = ?",
         (usage.size, usage.inodes, now, now, snapshot_id),
     )
     set_labels(connection, snapshot_id, row.target_labels)

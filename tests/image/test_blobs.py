@@ -80,6 +80,32 @@ def test_other_bytes_are_refused_and_not_kept(blobs: BlobStore, data: bytes, wor
     assert _files(blobs) == []
 
 
+def test_many_blobs_go_in_together_and_each_is_verified(blobs: BlobStore) -> None:
+    contents = {Descriptor.of("", data): data for data in (b"%d" % number * 99 for number in range(150))}
+    by_digest = {descriptor.digest: data for descriptor, data in contents.items()}
+    opened: list[Digest] = []
+
+    def opener(digest: Digest) -> io.BytesIO:
+        opened.append(digest)
+        return io.BytesIO(by_digest[digest])
+
+    first, *others = contents
+    blobs.put_all([first, first], opener)
+    blobs.put_all([*contents, first], opener)
+    assert opened == [first.digest, *(other.digest for other in others)]
+    for descriptor, data in contents.items():
+        assert blobs.read(descriptor) == data
+        assert blobs.path(descriptor.digest).stat().st_mode & 0o777 == 0o444
+
+
+def test_one_wrong_blob_of_many_is_not_kept(blobs: BlobStore) -> None:
+    with pytest.raises(Corrupt, match="is cut off"):
+        blobs.put_all(
+            [BLOB, Descriptor.of("", b"x")], lambda digest: io.BytesIO(DATA if digest == BLOB.digest else b"")
+        )
+    assert _files(blobs) == []
+
+
 def test_an_endless_stream_is_left(blobs: BlobStore) -> None:
     with Path("/dev/zero").open("rb") as zeros, pytest.raises(Corrupt, match="more than the"):
         blobs.put(zeros, BLOB)

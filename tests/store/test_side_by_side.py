@@ -1,4 +1,4 @@
-"""Layers unpacked side by side: the same bytes on disk as one after the other, and nothing left by those that fail."""
+"""Layers unpacked together, side by side: the same bytes on disk as one by one, and nothing left by those that fail."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 import layerfs
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.events import Progress
+from layerfs.kernel.children import fork
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.apply import apply
 from tests.layer import trees
@@ -84,10 +87,22 @@ def _layout(path: Path, layers: Sequence[Sequence[bytes]]) -> Path:
     return path
 
 
+@contextmanager
+def _few_descriptors() -> Iterator[None]:
+    """Leave so few descriptors that each layer is unpacked by itself, below a mount of the lower ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (250, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def _unpacked(place: Path, layout: Path, jobs: int) -> list[object]:
-    """Import with so many jobs, and describe every layer's directory and the whole."""
+    """Import with so many jobs, none being one by one, and describe every layer's directory and the whole."""
     with layerfs.open(place, driver="overlay2") as store:
-        (image,) = store.import_image(layout, jobs=jobs)
+        with nullcontext() if jobs else _few_descriptors():
+            (image,) = store.import_image(layout, jobs=jobs or 1)
         seen: list[object] = []
         for chain in image.config.chain_ids:
             snapshot = store.snapshotter.snapshot(chain)
@@ -105,10 +120,10 @@ def _unpacked(place: Path, layout: Path, jobs: int) -> list[object]:
     return seen
 
 
-@pytest.mark.parametrize("jobs", [2, 8])
+@pytest.mark.parametrize("jobs", [1, 2, 8])
 def test_every_kind_of_layer_is_the_same(fresh_dir: Path, tmp_path: Path, jobs: int) -> None:
     layout = _layout(tmp_path / "layout", [BASE, *LAYERS.values(), *([LAYERS["nothing"]] * 20)])
-    assert _unpacked(fresh_dir / "one", layout, 1) == _unpacked(fresh_dir / "many", layout, jobs)
+    assert _unpacked(fresh_dir / "one", layout, 0) == _unpacked(fresh_dir / "many", layout, jobs)
 
 
 @settings(
@@ -122,7 +137,9 @@ def test_any_stack_is_the_same(fresh_dir: Path, tmp_path: Path, names: list[str]
     # "replaces" takes away what the others refer to.
     layers = [LAYERS[name] for name in names if name not in {"replaces", "hard link to lower"}]
     layout = _layout(tmp_path / f"layout{number}", [BASE, *layers])
-    assert _unpacked(fresh_dir / f"{number}-one", layout, 1) == _unpacked(fresh_dir / f"{number}-many", layout, 3)
+    expected = _unpacked(fresh_dir / f"{number}-one", layout, 0)
+    assert _unpacked(fresh_dir / f"{number}-together", layout, 1) == expected
+    assert _unpacked(fresh_dir / f"{number}-many", layout, 3) == expected
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -144,19 +161,17 @@ def test_the_lowest_layer_needs_nobody(fresh_dir: Path) -> None:
             unpack(fresh_dir / str(number), *entries, whiteouts=Whiteouts.OVERLAY, base=True)
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("place", [0, 1, 5])
-def test_a_layer_that_fails_leaves_nothing(fresh_dir: Path, tmp_path: Path, place: int) -> None:
+def test_a_layer_that_fails_leaves_nothing(fresh_dir: Path, tmp_path: Path, place: int, jobs: int) -> None:
     layers: list[tuple[bytes, ...]] = [(file(b"f%d" % number, b"x" * 100_000),) for number in range(6)]
     layers[place] = (*layers[place], hard_link(b"h", b"../never"), b"what is no header" * 40)
     layout = _layout(tmp_path / "layout", layers)
     with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
         with pytest.raises(layerfs.Corrupt):
-            store.import_image(layout, jobs=4)
+            store.import_image(layout, jobs=jobs)
         assert store.images() == ()
-        assert store.snapshotter.infos() == [] or all(
-            not info.name.startswith("unpack/") for info in store.snapshotter.infos()
-        )
-        store.prune(store.plan_prune())
+        assert store.snapshotter.infos() == []
         assert list(store.driver.ids()) == []
     assert threading.active_count() == 1
 
@@ -172,8 +187,63 @@ def test_an_interrupt_stops_all_of_them(fresh_dir: Path, tmp_path: Path) -> None
     with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
         with pytest.raises(KeyboardInterrupt):
             store.import_image(layout, jobs=4, listener=interrupt)
-        assert [info.name for info in store.snapshotter.infos() if info.name.startswith("unpack/")] == []
+        assert store.snapshotter.infos() == []
+        assert list(store.driver.ids()) == []
     assert threading.active_count() == 1
+
+
+def test_what_is_there_is_not_unpacked_again(fresh_dir: Path, tmp_path: Path) -> None:
+    short = _layout(tmp_path / "short", [BASE, LAYERS["whiteout"]])
+    long = _layout(tmp_path / "long", [BASE, LAYERS["whiteout"], LAYERS["opaque"], LAYERS["through a lower link"]])
+    unpacked: list[str] = []
+
+    def listen(event: Progress) -> None:
+        if event.action == "unpack" and event.item not in unpacked:
+            unpacked.append(event.item)
+
+    with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
+        (image,) = store.import_image(short, names=["short"])
+        (longer,) = store.import_image(long, names=["long"], listener=listen)
+        assert unpacked == [layer.digest for layer in longer.manifest.layers[2:]]
+        assert store.snapshotter.stat(longer.config.chain_ids[2]).parent == image.top
+        with store.clone("long") as clone, clone.mounted() as root:
+            assert os.listdir(root / "usr") == ["only", "lib"]
+
+
+def test_nobody_sees_a_layer_before_all_are_durable(fresh_dir: Path, tmp_path: Path) -> None:
+    layout = _layout(tmp_path / "layout", [BASE, LAYERS["nothing"], LAYERS["only in the root"]])
+    seen: list[int] = []
+
+    def look(event: Progress) -> None:
+        if event.action == "unpack":
+            with layerfs.open(fresh_dir / "store") as other:
+                seen.append(len(other.snapshotter.infos()))
+                assert other.snapshotter.cleanup() == ()
+
+    with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
+        store.import_image(layout, listener=look)
+        assert len(store.snapshotter.infos()) == 3
+    assert set(seen) == {0}
+
+
+def test_what_a_killed_process_was_unpacking_is_done_anew(fresh_dir: Path, tmp_path: Path) -> None:
+    layout = _layout(tmp_path / "layout", [BASE, LAYERS["nothing"], LAYERS["only in the root"]])
+
+    def die(event: Progress) -> None:
+        if event.action == "unpack":
+            os._exit(0)
+
+    with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
+        child = fork()
+        if child == 0:
+            with layerfs.open(fresh_dir / "store") as other:
+                other.import_image(layout, listener=die)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(list(store.driver.ids())) == 3
+        store.import_image(layout)
+        assert len(list(store.driver.ids())) == 3
+        assert len(store.snapshotter.infos()) == 3
 
 
 def test_a_wrong_diff_id_is_seen(fresh_dir: Path, tmp_path: Path) -> None:
