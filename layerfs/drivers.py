@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from layerfs import entrypoints, tree
 from layerfs.contract import Driver, DriverFactory, Traits
 from layerfs.errors import InvalidArgument, LayerfsError, Unsupported, os_error
 
+_GROUP = "layerfs.drivers"
 _PREFERENCE = ("overlay2", "btrfs", "zfs", "fuse", "copy")
 """What "auto" tries, in this order, before the drivers of others: cheap clones first, copies last."""
 
@@ -27,7 +28,7 @@ class Probe:
 
 def names() -> tuple[str, ...]:
     """Return the names of the installed drivers, in the order in which "auto" tries them."""
-    found = set(_entry_points())
+    found = set(entrypoints.find(_GROUP))
     return (*(name for name in _PREFERENCE if name in found), *sorted(found.difference(_PREFERENCE)))
 
 
@@ -36,7 +37,7 @@ def open_driver(name: str, root: Path, options: Mapping[str, str] | None = None)
 
     Raise `InvalidArgument` for a name that is not installed and `Unsupported` for one that cannot work here.
     """
-    found = _entry_points().get(name)
+    found = entrypoints.find(_GROUP).get(name)
     if found is None:
         raise InvalidArgument(f"there is no driver {name!r}", hint=f"installed are: {', '.join(names())}")
     try:
@@ -72,8 +73,9 @@ def choose(root: Path, options: Mapping[str, str] | None = None) -> str:
 
 
 def _probe(name: str, root: Path, options: Mapping[str, str] | None = None) -> Probe:
+    place = root / f".probe-{name}-{secrets.token_hex(8)}"
     try:
-        place = Path(tempfile.mkdtemp(prefix=f".probe-{name}-", dir=root))
+        place.mkdir(0o700)
     except OSError as error:
         return Probe(name, None, os_error(f"try the driver in {root}", error))
     try:
@@ -84,8 +86,5 @@ def _probe(name: str, root: Path, options: Mapping[str, str] | None = None) -> P
     else:
         return Probe(name, driver.traits, None)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {found.name: found for found in entry_points(group="layerfs.drivers")}
+        with suppress(LayerfsError):
+            tree.remove_tree(place)

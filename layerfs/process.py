@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from layerfs.errors import CommandFailed, Unsupported
@@ -14,6 +12,8 @@ _LAST_WORDS = 2000
 
 def require(tool: str, *, package: str) -> str:
     """Return the absolute path of a program; raise `Unsupported` that names the package to install."""
+    import shutil  # noqa: PLC0415  4 ms with what it brings, and most calls run no program
+
     path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/sbin")
     if path is None:
         raise Unsupported(f"the program {tool!r} is not installed", hint=f"apt-get install {package}")
@@ -33,6 +33,8 @@ def run(
     ``package`` is the Debian package that brings the program; ``timeout`` is in seconds; ``pass_fds`` are descriptors
     that it inherits. Raise `Unsupported` where it is missing and `CommandFailed` where it fails.
     """
+    import subprocess  # noqa: PLC0415  as above
+
     command = [require(arguments[0], package=package), *arguments[1:]]
     try:
         done = subprocess.run(

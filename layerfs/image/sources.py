@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -107,6 +106,8 @@ def _seekable_tar(file: io.BufferedReader, path: Path, scratch: Path | None) -> 
 
 
 def _spool(chunks: Iterable[bytes], path: Path, scratch: Path | None) -> BinaryIO:
+    import tempfile  # noqa: PLC0415  only for pipes and compressed archives
+
     with contextlib.ExitStack() as stack:
         try:
             spool = stack.enter_context(tempfile.TemporaryFile(dir=scratch))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from layerfs import process
+from layerfs import entrypoints, process
 from layerfs.contract import Mount
 from layerfs.errors import Unsupported
 
@@ -38,13 +37,14 @@ def perform(mount: Mount, target: Path) -> None:
 
 @cache  # looking through what is installed takes as long as the mount
 def _installed(type_: str) -> Mounter | None:
-    for found in entry_points(group="layerfs.mounters", name=type_):
-        try:
-            mounter: Mounter = found.load()
-        except ImportError as error:
-            raise Unsupported(f"the file system {type_!r} cannot be loaded: {error}") from error
-        return mounter
-    return None
+    found = entrypoints.find("layerfs.mounters").get(type_)
+    if found is None:
+        return None
+    try:
+        mounter: Mounter = found.load()
+    except ImportError as error:
+        raise Unsupported(f"the file system {type_!r} cannot be loaded: {error}") from error
+    return mounter
 
 
 def release(target: Path, *, lazy: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -235,6 +234,12 @@ def _is_served(where: str) -> bool:
     return any(point.type.startswith("fuse") for point in at(Path(where)))
 
 
+def _temporary() -> Path:
+    import tempfile  # noqa: PLC0415  4 ms with what it brings, which those who name a place need not pay
+
+    return Path(tempfile.mkdtemp(prefix="layerfs-"))
+
+
 @contextmanager
 def mounted(mounts: Sequence[Mount], target: Path | None = None, *, way: Way | None = None) -> Iterator[Path]:
     """Mount for the time of the block, at ``target`` or in a fresh directory of mode 0700, and yield the place.
@@ -244,7 +249,7 @@ def mounted(mounts: Sequence[Mount], target: Path | None = None, *, way: Way | N
     that it ends with that process, and `Busy` is raised (or noted on the exception that ended the block).
     """
     fresh = target is None
-    place = Path(tempfile.mkdtemp(prefix="layerfs-")) if target is None else target
+    place = _temporary() if target is None else target
     before = {point.id for point in at(place)}
     try:
         try:

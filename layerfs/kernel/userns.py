@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +134,10 @@ def _fork_mapper(ready: int, go: int) -> int:
 
     newuidmap(1) works only on the process of somebody else: the one inside may map no id but its own.
     """
+    # What the child needs, now: an import there could wait for one that another thread was in the middle of.
+    import shutil  # noqa: F401, PLC0415
+    import subprocess  # noqa: F401, PLC0415
+
     parent = os.getpid()
     helper = fork()
     if helper == 0:
@@ -154,11 +157,11 @@ def _map_ranges(pid: int, ready: int) -> None:
         ("newgidmap", "/etc/subgid", os.getegid()),
     ):
         arguments = _ranges(Path(table), own)
-        if not arguments or shutil.which(tool) is None:
+        if not arguments:
             return
         try:
             process.run([tool, str(pid), *arguments], package="uidmap")
-        except CommandFailed:
+        except (CommandFailed, Unsupported):
             return
 
 
