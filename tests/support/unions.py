@@ -232,7 +232,10 @@ def tree_of(root: Path) -> dict[bytes, Seen]:
         above = pending.pop()
         for name in os.listdir(os.path.join(top, above)):
             path = os.path.join(above, name)
-            found[path] = seen_at(os.path.join(top, path))
+            try:
+                found[path] = seen_at(os.path.join(top, path))
+            except FileNotFoundError:
+                continue  # a whiteout that the kernel's overlay lists, and shows nothing behind
             if stat.S_ISDIR(found[path].mode):
                 pending.append(path)
     return found
