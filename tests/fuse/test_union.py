@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from layerfs.contract import Mount
-from layerfs.errors import FailedPrecondition
+from layerfs.errors import Busy, FailedPrecondition
 from layerfs.kernel import mounting
 from layerfs_fuse.attributes import DIRENT
-from layerfs_fuse.union import Caller, Changes, Options, Union, Upper
+from layerfs_fuse.union import Caller, Changes, Options, Union, Upper, upper
 from tests.support.rootless import Rootless
 from tests.support.unions import MARKS, Client, Seen, Stack, stacked, tree_of
 
@@ -392,6 +392,16 @@ def test_a_volatile_overlay_is_not_taken_over(fresh_dir: Path) -> None:
     (fresh_dir / "work/work/incompat/volatile").mkdir(parents=True)
     with pytest.raises(FailedPrecondition, match="volatile"):
         Upper.open(fresh_dir / "upper", fresh_dir / "work", marks=MARKS)
+
+
+def test_an_upper_directory_has_one_union(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upper, "_PATIENCE", 0.05)
+    with pytest.raises(Busy, match="another union"):
+        Upper.open(client.stack.upper_path, client.stack.work_path, marks=MARKS)
+    with pytest.raises(Busy):
+        upper.settled(client.stack.work_path)
+    client.stack.remount()
+    upper.settled(client.stack.work_path / "gone")
 
 
 def test_what_a_crash_left_in_the_working_directory_is_cleared(fresh_dir: Path, layer: Path) -> None:

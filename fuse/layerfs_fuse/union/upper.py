@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import stat
+import time
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 from layerfs.contract import Whiteouts
-from layerfs.errors import FailedPrecondition, Unsupported, os_error
+from layerfs.errors import Busy, FailedPrecondition, Unsupported, os_error
 from layerfs.kernel import syscalls
 from layerfs.layer.attributes import DEFAULT_ACL, overlay_prefix
 from layerfs.tree import remove_tree
 from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES, marks_of
+from layerfs_fuse.redirect.format import HEADER
 
 _log = logging.getLogger(__name__)
 
 PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATIENCE = 10.0
+"""Seconds to wait for a union that was unmounted a moment ago."""
+_POLL = 0.01
 _REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP})
 
 
@@ -42,45 +49,45 @@ def proc_name(fd: int, name: bytes) -> bytes:
 class Upper:
     """An upper directory and its working directory, both open, and how marks are made in them."""
 
-    def __init__(self, fd: int, work: int, marks: Whiteouts, *, devices: bool) -> None:
-        """Take over two O_PATH descriptors; ``devices`` tells that character devices 0/0 may be made."""
+    def __init__(self, fd: int, work: int, lock: int, marks: Whiteouts, *, devices: bool) -> None:
+        """Take over two O_PATH descriptors and that of the lock; ``devices`` tells that devices 0/0 may be made."""
+        self._lock = lock
         self.fd = fd
         self.work = work
         self.devices = devices
         self.device = os.fstat(fd).st_dev
         self.marks = marks_of(marks)
         self.ino = self.marks.prefix + b"layerfs.ino"
+        self.redirected = self.marks.prefix + HEADER
         self._numbers = count(1)
 
     @classmethod
     def open(cls, upper: Path, work: Path, *, marks: Whiteouts | None = None) -> Upper:
         """Open both directories, clear what a crash left in ``work``, and find out by trying which marks can be made.
 
-        Raise `FailedPrecondition` where a volatile overlay was mounted last, `Unsupported` where no marks can be
-        made, and what `os_error` makes of the rest.
+        They are ours until `close` (of the last process that has them): raise `Busy` where another union has them,
+        `FailedPrecondition` where a volatile overlay was mounted last, `Unsupported` where no marks can be made, and
+        what `os_error` makes of the rest.
         """
-        try:
-            inner = _prepared(work)
-            fd = os.open(upper, PATH)
+        with ExitStack() as opened:
             try:
-                at = os.open(inner, PATH)
-            except OSError:
-                os.close(fd)
-                raise
-        except OSError as error:
-            raise os_error(f"open the upper directory {upper} with {work}", error) from error
-        try:
-            found = _marks(at, marks)
-            return cls(fd, at, found, devices=_makes_devices(at))
-        except OSError as error:
-            os.close(fd)
-            os.close(at)
-            raise os_error(f"write in {work}", error) from error
+                lock = _locked(work)
+                opened.callback(os.close, lock)
+                at = os.open(_prepared(work), PATH)
+                opened.callback(os.close, at)
+                fd = os.open(upper, PATH)
+                opened.callback(os.close, fd)
+                made = cls(fd, at, lock, _marks(at, marks), devices=_makes_devices(at))
+            except OSError as error:
+                raise os_error(f"use the upper directory {upper} with {work}", error) from error
+            opened.pop_all()
+        return made
 
     def close(self) -> None:
-        """Close both."""
+        """Close both, and let others have them."""
         os.close(self.fd)
         os.close(self.work)
+        os.close(self._lock)
 
     def fresh(self) -> bytes:
         """Return a name in the working directory that nothing has."""
@@ -113,7 +120,10 @@ class Upper:
             return 0
 
     def names(self, path: bytes, *, follow: bool = False) -> list[bytes]:
-        """List the extended attributes of a path; raise ``OSError`` (EIO) for one that says the data lie elsewhere."""
+        """List the extended attributes of a path.
+
+        Raise ``OSError`` (EIO) where one says that the data lie elsewhere, unless we have put it there.
+        """
         try:
             names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
         except OSError as error:
@@ -121,7 +131,7 @@ class Upper:
                 return []
             raise
         for name in (self.marks.redirect, self.marks.metacopy):
-            if name in names:
+            if name in names and self.redirected not in names:
                 _log.error("%r has %r of an overlay with redirect_dir or metacopy", path, name)
                 raise OSError(errno.EIO, "a redirect of another overlay", path)
         return names
@@ -197,6 +207,37 @@ class Upper:
                 finally:
                     os.close(fd)
                 os.rmdir(fresh, dir_fd=self.work)
+
+
+def settled(work: Path) -> None:
+    """Wait until no union uses a working directory any more: one that was unmounted still puts its last things right.
+
+    Raise `Busy` where that takes longer than some seconds. A directory that is gone is nobody's.
+    """
+    try:
+        os.close(_locked(work))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise os_error(f"wait for the union that uses {work}", error) from error
+
+
+def _locked(work: Path) -> int:
+    """Return a descriptor that holds the lock of a working directory (flock(2)), also over a fork."""
+    fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_POLL)
+                continue
+            os.close(fd)
+            raise Busy(
+                f"another union uses {work}", hint="unmount it first, or wait until its process has ended"
+            ) from None
+        return fd
 
 
 def _prepared(work: Path) -> Path:
