@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerfs_fuse.redirect import RedirectedFile, Redirects
+from layerfs_fuse.redirect.file import RedirectedFile
+from layerfs_fuse.redirect.store import Redirects
 
 BLOCK = 4096
 USER = b"user.overlay."
@@ -37,11 +38,11 @@ class Scene:
         return self.work / "redirect"
 
     @contextmanager
-    def redirects(self, *, smallest: int = 1, volatile: bool = False) -> Iterator[Redirects]:
+    def redirects(self, *, volatile: bool = False) -> Iterator[Redirects]:
         """Open what a union has, and close it properly."""
         held = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (self.upper, self.work, *self.layers)]
         try:
-            redirects = Redirects(held[0], held[1], USER, held[2:], volatile=volatile, smallest=smallest)
+            redirects = Redirects(held[0], held[1], USER, held[2:], volatile=volatile)
             try:
                 yield redirects
             finally:
@@ -73,7 +74,7 @@ class Scene:
         try:
             yield file
         finally:
-            redirects.release(file)
+            file.release()
 
     @contextmanager
     def redirected(self, *, volatile: bool = False) -> Iterator[RedirectedFile]:

@@ -18,7 +18,7 @@ import pytest
 
 from layerfs.kernel import syscalls
 from layerfs.kernel.children import fork
-from layerfs_fuse.redirect import RedirectedFile
+from layerfs_fuse.redirect.file import RedirectedFile
 from layerfs_fuse.redirect.filling import KEEP_SIZE, PUNCH_HOLE
 from tests.fuse.redirect_scene import BLOCK, USER, Scene, pattern, read_all
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from layerfs_fuse.redirect import RedirectedFile
+from layerfs_fuse.redirect.file import RedirectedFile
 from layerfs_fuse.redirect.filling import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from tests.fuse.redirect_scene import BLOCK, Scene, pattern, read_all
 from tests.support import drivers
@@ -95,14 +95,6 @@ class Machine(RuleBasedStateMachine):
     @rule(offset=offsets, size=lengths)
     def read(self, offset: int, size: int) -> None:
         assert self.file.read(size, offset) == self.model[offset : offset + size]
-
-    @rule(offset=offsets, to=offsets, length=lengths)
-    def copy_range(self, offset: int, to: int, length: int) -> None:
-        data = bytes(self.model[offset : offset + length])
-        assert self.file.copy_range(offset, self.file, to, length) == len(data)
-        if data:
-            self.model.extend(bytes(max(0, to + len(data) - len(self.model))))
-            self.model[to : to + len(data)] = data
 
     @rule(datasync=st.booleans())
     def sync(self, datasync: bool) -> None:  # noqa: FBT001  Hypothesis calls it by name

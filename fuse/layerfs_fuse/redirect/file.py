@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from threading import Lock
-from typing import Protocol
 
 from layerfs.kernel import syscalls
 from layerfs_fuse.redirect.blockmap import BlockMap
@@ -29,14 +29,6 @@ _MANY = 1 << 16
 _BLOCKS = 512
 """Bytes of what st_blocks counts (inode(7))."""
 _LOWER, _PENDING, _UPPER = State.LOWER.value, State.PENDING.value, State.UPPER.value
-
-
-class Writable(Protocol):
-    """What bytes can be copied to."""
-
-    def write(self, data: Buffer, offset: int) -> int:
-        """Write at ``offset`` and return the number of bytes."""
-        ...
 
 
 class RedirectedFile:
@@ -60,6 +52,7 @@ class RedirectedFile:
         """Open the map; unless ``trusted``, compare pending blocks with their checksums, as after a crash."""
         self.header = header
         self.users = 0
+        self.on_release: Callable[[RedirectedFile], None] = RedirectedFile.close
         self._marks = Marks(upper, header, prefix)
         self._lower, self._upper, self._map = lower, upper, map_fd
         self._shift = header.shift
@@ -87,12 +80,20 @@ class RedirectedFile:
         if lost:
             _log.info("%d blocks that were written and not synced before a crash are as they were", lost)
 
+    def release(self) -> None:
+        """Say that one of those who use it does so no more."""
+        self.users -= 1
+        if not self.users:
+            self.on_release(self)
+
     def close(self) -> None:
         """Let go of the descriptors; doing it twice is no error."""
-        for fd in (self._lower, self._upper, self._map):
+        with self._lock:
+            held = (self._lower, self._upper, self._map)
+            self._lower = self._upper = self._map = -1
+        for fd in held:
             if fd >= 0:
                 os.close(fd)
-        self._lower = self._upper = self._map = -1
 
     # -- what is known of it -------------------------------------------------------------------------------------------
 
@@ -171,19 +172,6 @@ class RedirectedFile:
         if whence == os.SEEK_HOLE:
             return size
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-
-    def copy_range(self, offset: int, target: Writable, target_offset: int, length: int) -> int:
-        """Copy bytes to another open file and return how many: fewer at the end, or where the target is full."""
-        done, length = 0, min(length, os.fstat(self._upper).st_size - offset)
-        while done < length:
-            data = self.read(min(_PIECE, length - done), offset + done)
-            if not data:
-                break
-            written = target.write(data, target_offset + done)
-            done += written
-            if written < len(data):
-                break
-        return done
 
     def fill(self) -> None:
         """Copy what shows of the lower file into the upper one, hidden still; raise ``OSError`` (ENOSPC, EIO)."""
@@ -295,23 +283,40 @@ class RedirectedFile:
         """Wait until the data is on the disk; ``datasync`` leaves out times (fdatasync(2))."""
         if self._volatile:
             return
+        with self._lock:
+            if self._upper < 0:
+                return
+            # Of their own, for it may be closed meanwhile.
+            upper, map_fd = os.dup(self._upper), os.dup(self._map)
+        try:
+            self._sync(upper, map_fd, datasync=datasync)
+        finally:
+            os.close(upper)
+            os.close(map_fd)
+
+    def _sync(self, upper: int, map_fd: int, *, datasync: bool) -> None:
         if not self._durable:
-            os.fsync(self._map)
+            os.fsync(map_fd)
         with self._lock:
             runs = self._blocks.pending()
             whole, self._cut_since_sync = self._cut_since_sync or not (datasync and self._durable), False
         try:
-            (os.fsync if whole else os.fdatasync)(self._upper)
+            (os.fsync if whole else os.fdatasync)(upper)
         except OSError:
             self._cut_since_sync = whole
             raise
         self._durable = True
-        if not runs:
-            return
+        if runs:
+            self._settle(runs, map_fd)
+
+    def _settle(self, runs: list[tuple[int, int]], map_fd: int) -> None:
+        """Say on the disk that blocks are upper whose data is there."""
         with self._lock:
+            if self._upper < 0:
+                return
             self._blocks.settle(runs)
         try:
-            os.fdatasync(self._map)
+            os.fdatasync(map_fd)
         except OSError:
             # The kernel tells of a failure once; next time these must be written again.
             with self._lock:

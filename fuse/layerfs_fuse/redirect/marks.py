@@ -53,9 +53,10 @@ class Marks:
 def put(fd: int, prefix: bytes, header: Header) -> bool:
     """Mark a file as redirected; False, and no mark is left, where the file system has no room for the header."""
     try:
-        os.setxattr(fd, prefix + HEADER, header.pack(header.shown))
-        os.setxattr(fd, prefix + METACOPY, b"")
-        os.setxattr(fd, prefix + ELSEWHERE, NOWHERE)
+        with writable(fd):
+            os.setxattr(fd, prefix + HEADER, header.pack(header.shown))
+            os.setxattr(fd, prefix + METACOPY, b"")
+            os.setxattr(fd, prefix + ELSEWHERE, NOWHERE)
     except OSError as error:
         clear(fd, prefix)
         if error.errno in _TOO_LARGE:

@@ -17,9 +17,6 @@ from layerfs_fuse.redirect.format import DIRECTORY, Header, Identity, block_shif
 
 _log = logging.getLogger(__name__)
 
-SMALLEST = 128 << 10
-"""Bytes below which a file is copied: two descriptors, a map and four marks cost more than that (docs/decisions.md)."""
-
 _IDLE = 32
 """Files that nobody has open and that stay open here, so that what is pending in them can be synced."""
 _ID_SIZE = 16
@@ -46,17 +43,15 @@ class Redirects:
         layers: Sequence[int],
         *,
         volatile: bool = False,
-        smallest: int = SMALLEST,
     ) -> None:
         """Borrow descriptors (O_PATH will do) of the upper and the working directory and of the layers, lowest first.
 
-        ``prefix`` is that of the marks to make. ``smallest`` is the size in bytes from which files are redirected.
+        ``prefix`` is that of the marks to make.
         """
         self._upper = upper
         self._prefix = prefix
         self._layers = tuple(layers)
         self._volatile = volatile
-        self._smallest = smallest
         self._marked = bool(marks.root_marks(_proc(upper)))
         self._in_order = volatile or syscalls.file_system_magic(_proc(upper)) in _IN_ORDER
         with contextlib.suppress(FileExistsError):
@@ -76,7 +71,7 @@ class Redirects:
         file at ``path`` of a layer. Raise ``OSError`` (ENOSPC); the file is then to be thrown away.
         """
         status = os.fstat(lower)
-        if status.st_size < self._smallest or len(path) > _LONGEST_PATH or not stat.S_ISREG(status.st_mode):
+        if not status.st_size or len(path) > _LONGEST_PATH or not stat.S_ISREG(status.st_mode):
             return False
         identity = Identity.of(lower)
         number = os.urandom(_ID_SIZE)
@@ -113,6 +108,7 @@ class Redirects:
         file = RedirectedFile(
             header, lower, upper, map_fd, prefix=self._prefix, trusted=trusted, volatile=self._volatile
         )
+        file.on_release = self._released
         self._files[header.id] = self._idle[header.id] = file
         self._known.add(header.id)
         self._close_oldest()
@@ -125,7 +121,7 @@ class Redirects:
         return self._marked and _header(path) is not None
 
     def open(self, fd: int) -> RedirectedFile:
-        """Open a redirected file, by a descriptor of any kind, which is not kept; to be given back by `release`.
+        """Open a redirected file, by a descriptor of any kind, which is not kept; to be given back by its `release`.
 
         Raise ``OSError``: EIO where its map or the lower file is not there any more, or is another one.
         """
@@ -149,11 +145,8 @@ class Redirects:
                 os.close(one)
             raise
 
-    def release(self, file: RedirectedFile) -> None:
-        """Give a file back; what is pending in it stays known."""
-        file.users -= 1
-        if file.users:
-            return
+    def _released(self, file: RedirectedFile) -> None:
+        """Keep a file that nobody uses any more for a while."""
         if self._files.get(file.header.id) is not file:
             file.close()  # discarded meanwhile
             return
@@ -169,17 +162,21 @@ class Redirects:
             self._finish(file)
 
     def _finish(self, file: RedirectedFile) -> None:
+        """Close a file; what is pending in it is made sure of as long as that is easy."""
         try:
             if file.unsettled:
                 file.sync(datasync=True)
+        except OSError:
+            # Nobody asked for it, so nobody is to be told; the checksums tell what arrived.
+            _log.exception("cannot sync a redirected file")
         finally:
             file.close()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def discard(self, fd: int) -> None:
-        """Remove the map of a file that has lost its last name; whoever has it open goes on."""
-        header = _header(_proc(fd), follow=True)
+        """Remove the map of a file if that has lost its last name; whoever has it open goes on."""
+        header = None if os.fstat(fd).st_nlink else _header(_proc(fd), follow=True)
         if header is None:
             return
         with contextlib.suppress(FileNotFoundError):

@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
+from typing import TYPE_CHECKING
 
+from layerfs.contract import WritePolicy
 from layerfs.layer import attributes
 from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, SIZE, U64
 from layerfs_fuse.union.data import copy_data
@@ -18,6 +21,9 @@ from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.tree import Tree, fail
 from layerfs_fuse.union.upper import CREATE, proc, proc_name
+
+if TYPE_CHECKING:
+    from layerfs_fuse.redirect.file import RedirectedFile
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _WORKING = 0o600
@@ -141,8 +147,8 @@ class CopyUp(Tree):
             self._hold_times(parent)
         fresh = upper.fresh()
         try:
-            status = self._make_copy(row, fresh, size)
-            node = self._copied_node(row, status)
+            status, redirected = self._make_copy(row, fresh, size)
+            node = self._copied_node(row, status, redirected=redirected)
             if not places:
                 node.fd = os.open(fresh, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
                 os.unlink(fresh, dir_fd=upper.work)
@@ -176,7 +182,7 @@ class CopyUp(Tree):
             parent.children[name] = node.id
         node.stale = len(names) > 1
 
-    def _copied_node(self, row: int, status: os.stat_result) -> Node:
+    def _copied_node(self, row: int, status: os.stat_result, *, redirected: bool) -> Node:
         """Return the node of a copy: the one that there was, or a new one; shown as ``status`` says."""
         index = self.index
         node = self._nodes.get(row)
@@ -185,11 +191,12 @@ class CopyUp(Tree):
         node.upper = True
         node.inode = status.st_ino
         node.bare = not index.has_xattrs(row)
+        node.redirected = redirected
         self._take(node, status)
         return node
 
-    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> os.stat_result:
-        """Make the copy of a row in the working directory and return its status."""
+    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> tuple[os.stat_result, bool]:
+        """Make the copy of a row in the working directory; return its status, and whether it is redirected."""
         upper = self._writable()
         index = self.index
         entry = bytearray(index.entry(row))
@@ -205,19 +212,32 @@ class CopyUp(Tree):
         self._give(fresh, row, entry)
         upper.mark_ino(proc_name(upper.work, fresh), index.ino(row))
         os.utime(fresh, ns=times, dir_fd=upper.work, follow_symlinks=False)
-        return os.stat(fresh, dir_fd=upper.work, follow_symlinks=False)
+        return os.stat(fresh, dir_fd=upper.work, follow_symlinks=False), False
 
-    def _make_copy_of_file(self, row: int, fresh: bytes, size: int | None, entry: bytearray) -> os.stat_result:
+    def _redirects_from(self, size: int) -> bool:
+        options = self.options
+        return options.write is WritePolicy.REDIRECT_ON_WRITE and size >= options.redirect_from
+
+    def _redirect(self, row: int, source: int, target: int) -> bool:
+        """Let an empty file stand on the lower one of a row; False where that is not to be, or it is too small."""
+        index = self.index
+        return self._redirected_files().begin(target, source, index.layer(row), index.path(row))
+
+    def _make_copy_of_file(
+        self, row: int, fresh: bytes, size: int | None, entry: bytearray
+    ) -> tuple[os.stat_result, bool]:
         upper = self._writable()
         whole = int(U64.unpack_from(entry, ENTRY_ATTRIBUTES + SIZE)[0])
         wanted = whole if size is None else min(size, whole)
         mode = stat.S_IMODE(self.index.mode(row))
+        instead = partial(self._redirect, row) if self._redirects_from(wanted) else None
+        redirected = False
         target = os.open(fresh, CREATE | os.O_RDWR, mode & ~_SET_IDS, dir_fd=upper.work)
         try:
             if wanted:
                 source = self.lower.open(row, os.O_RDONLY)
                 try:
-                    copy_data(source, target, wanted, whole=wanted == whole)
+                    redirected = copy_data(source, target, wanted, whole=wanted == whole, instead=instead)
                 finally:
                     os.close(source)
             uid, gid = owner_of(entry)
@@ -229,16 +249,28 @@ class CopyUp(Tree):
                 os.fchmod(target, mode)
             upper.mark_ino(target, self.index.ino(row))
             os.utime(target, ns=times_of(entry))
-            if not self.options.volatile and wanted:
+            if not self.options.volatile and wanted and not redirected:
                 os.fsync(target)
-            return os.fstat(target)
+            return os.fstat(target), redirected
         finally:
             os.close(target)
+
+    def _open_redirected(self, node: Node) -> RedirectedFile:
+        """Open a redirected file, shared with whoever has it open."""
+        place, path, _ = self._reach(node)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=place)
+        try:
+            return self._redirected_files().open(fd)
+        finally:
+            os.close(fd)
 
     def _follow(self, node: Node) -> None:
         """Lead those who read the lower file to its copy."""
         readers = self._readers.pop(node.id, [])
         for handle in readers:
+            if node.redirected:
+                handle.redirect(node, self._open_redirected(node))
+                continue
             place, path, _ = self._reach(node)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
             try:

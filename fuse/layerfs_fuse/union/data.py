@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from layerfs.kernel import syscalls
 
@@ -17,23 +18,29 @@ _SMALL = 64 << 10
 """Files up to here are read and written in one go, which costs less than to ask for holes and reflinks."""
 
 
-def copy_data(source: int, target: int, size: int, *, whole: bool) -> None:
-    """Copy the first ``size`` bytes of a file into an empty one, without its holes.
+def copy_data(
+    source: int, target: int, size: int, *, whole: bool, instead: Callable[[int, int], bool] | None = None
+) -> bool:
+    """Copy the first ``size`` bytes of a file into an empty one, without its holes; the target ends there.
 
-    ``whole`` tells that this is all of it. The target ends at ``size``. Raise ``OSError`` (ENOSPC, EIO).
+    ``whole`` tells that this is all of it. Where no blocks can be shared, ``instead`` is called with source and target
+    and may take over by returning True, which is returned then. Raise ``OSError`` (ENOSPC, EIO).
     """
-    if size <= _SMALL:
+    if size <= _SMALL and instead is None:
         block = os.pread(source, size, 0)
         if len(block) == size and (not size or os.write(target, block) == size):
-            return
+            return False
         os.ftruncate(target, 0)
     elif whole and _shared(source, target):
-        return
+        return False
+    elif instead is not None and instead(source, target):
+        return True
     os.ftruncate(target, size)
     end = 0
     while end < size and (start := _seek(source, end, os.SEEK_DATA)) is not None and start < size:
         end = min(_seek(source, start, os.SEEK_HOLE) or size, size)
         _copy_range(source, target, start, end)
+    return False
 
 
 def _shared(source: int, target: int) -> bool:

@@ -42,9 +42,14 @@ class Files(Renaming):
             handle = Handle(self.lower.open(row, access), number, flags, None, registry)
             registry.append(handle)
             return handle
-        fd = self._open_upper(node, access | flags & os.O_TRUNC)
         if flags & os.O_TRUNC:
             node.stale = True
+        if node.redirected:
+            content = self._open_redirected(node)
+            if flags & os.O_TRUNC:
+                content.truncate(0)
+            return Handle(-1, number, flags, node, None, content)
+        fd = self._open_upper(node, access | flags & os.O_TRUNC)
         return Handle(fd, number, flags, node, None)
 
     def _open_upper(self, node: Node, flags: int) -> int:
@@ -114,6 +119,13 @@ class Files(Renaming):
     def _cut(self, node: Node, size: int, handle: Handle | None) -> None:
         if isinstance(node, Directory):
             fail(errno.EISDIR)
+        if node.redirected:
+            content = self._open_redirected(node)
+            try:
+                content.truncate(size)
+            finally:
+                content.release()
+            return
         if handle is not None and handle.flags & os.O_ACCMODE:
             os.ftruncate(handle.fd, size)
             return

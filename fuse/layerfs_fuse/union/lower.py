@@ -21,7 +21,7 @@ class Lower:
     def __init__(self, index: Index, layers: Sequence[int]) -> None:
         """Borrow O_PATH descriptors, the lowest layer first."""
         self.index = index
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._noatime = os.O_NOATIME
         self.devices = tuple(os.fstat(fd).st_dev for fd in layers)
 
@@ -31,7 +31,7 @@ class Lower:
         Access times of a layer are left alone where its owner opens it: layers are shared and may be read-only.
         """
         path = self.index.path(row) or b"."
-        layer = self._layers[self.index.layer(row)]
+        layer = self.layers[self.index.layer(row)]
         if len(path) > _LONGEST_PATH:
             return self._open_deep(layer, path, flags)
         try:

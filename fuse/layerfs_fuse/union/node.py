@@ -16,7 +16,8 @@ class Node:
     ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``; ``inode`` is
     its number in the upper file system. ``directory`` and ``name`` are one of the names that are known in memory,
     ``more`` the others. ``past`` counts who writes without telling us. ``bare`` says that it has no extended
-    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name.
+    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name. ``redirected`` says that
+    parts of its data lie in a lower file (`layerfs_fuse.redirect`).
     """
 
     __slots__ = (
@@ -32,6 +33,7 @@ class Node:
         "more",
         "name",
         "past",
+        "redirected",
         "row",
         "stale",
         "upper",
@@ -52,6 +54,7 @@ class Node:
         self.stale = False
         self.past = 0
         self.bare = False
+        self.redirected = False
         self.fd = -1
 
     def add_name(self, directory: Directory, name: bytes) -> None:

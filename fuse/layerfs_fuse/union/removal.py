@@ -126,8 +126,8 @@ class Removal(Names):
             directory.order.discard(name)
 
     def _keep_nameless(self, node: Node, directory: Directory, name: bytes) -> None:
-        """Hold on to an upper file that is about to lose its last known name while the kernel knows it."""
-        if node.fd < 0 and not node.more and self._known(node):
+        """Hold on to an upper file about to lose its last known name: the kernel may know it, or a map belong to it."""
+        if node.fd < 0 and not node.more and (node.redirected or self._known(node)):
             node.fd = os.open(name, _KEEP, dir_fd=self._place(directory))
 
     def _lose_name(self, node: Node, directory: Directory, name: bytes) -> None:

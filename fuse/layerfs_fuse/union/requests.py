@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from layerfs.contract import WritePolicy
+
 NOW = -1
 """In place of a time: the present one, taken by the file system that stores it."""
 
@@ -36,6 +38,14 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a union works. ``volatile`` never waits for the disk: a crash may lose anything, also what was copied up."""
+    """How a union works.
+
+    ``volatile`` never waits for the disk: a crash may lose anything, also what was copied up. ``write`` says whether a
+    big lower file is copied when it changes, or only its changed blocks are stored (`layerfs_fuse.redirect`); where the
+    file system can share blocks between files, it does that in either case. Files of fewer bytes than ``redirect_from``
+    are copied: a map, marks and descriptors cost more than that (docs/decisions.md).
+    """
 
     volatile: bool = False
+    write: WritePolicy = WritePolicy.COPY_ON_WRITE
+    redirect_from: int = 128 << 10

@@ -7,14 +7,16 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from layerfs.layer.attributes import DEFAULT_ACL
 from layerfs_fuse.attributes import (
+    BLOCKS,
     ENTRY_ATTRIBUTES,
     MODE,
     NLINK,
     U32,
+    U64,
     pack_attributes,
     pack_entry,
 )
@@ -27,9 +29,13 @@ from layerfs_fuse.union.node import HIDDEN, Directory, Node
 from layerfs_fuse.union.requests import Options
 from layerfs_fuse.union.upper import PATH, Upper, proc, proc_name
 
+if TYPE_CHECKING:
+    from layerfs_fuse.redirect.store import Redirects
+
 LONGEST_NAME = 255
 _MOST_OPEN = 256
 """O_PATH descriptors of upper directories that are kept."""
+_BLOCKS = ENTRY_ATTRIBUTES + BLOCKS
 _MODE = ENTRY_ATTRIBUTES + MODE
 _NLINK = ENTRY_ATTRIBUTES + NLINK
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -59,6 +65,7 @@ class Tree:
         self._open: dict[Directory, None] = {}
         self._owed: dict[Directory, None] = {}
         self._readers: dict[int, list[Handle]] = {}
+        self._redirects: Redirects | None = None
         self._euid, self._egid = os.geteuid(), os.getegid()
         self._ordinal = 0
         if upper is not None:
@@ -173,6 +180,9 @@ class Tree:
     def _take(self, node: Node, status: os.stat_result) -> None:
         """Show a file as ``status`` says; of a directory the links are those that show."""
         node.entry[ENTRY_ATTRIBUTES:] = pack_attributes(status, node.ino)
+        if node.redirected:
+            # What lies in the lower file counts: some take a file without blocks for one without data.
+            U64.pack_into(node.entry, _BLOCKS, max(status.st_blocks, -(-status.st_size // 512)))
         if isinstance(node, Directory):
             U32.pack_into(node.entry, _NLINK, 0 if node.dead else 2 + node.subdirectories)
 
@@ -318,6 +328,9 @@ class Tree:
         else:
             ino = self._found_ino(directory, name, status, path, marks)
             node = self._new(status, ino)
+            if upper.redirected in marks:
+                node.redirected = True
+                self._take(node, status)
             if status.st_nlink > 1:
                 self._inodes[status.st_ino] = node
         node.bare = all(upper.is_private(mark) for mark in marks)
@@ -389,6 +402,21 @@ class Tree:
         if isinstance(node, Directory):
             self._directories[node.id] = node
         directory.children[name] = node.id
+
+    def _redirected_files(self) -> Redirects:
+        """Return the redirected files of the upper directory, which few unions have."""
+        if self._redirects is None:
+            from layerfs_fuse.redirect.store import Redirects  # noqa: PLC0415  else every mount would load all of it
+
+            upper = self._writable()
+            workdir = os.open(b"..", PATH, dir_fd=upper.work)
+            try:
+                self._redirects = Redirects(
+                    upper.fd, workdir, upper.marks.prefix, self.lower.layers, volatile=self.options.volatile
+                )
+            finally:
+                os.close(workdir)
+        return self._redirects
 
     def _writable(self) -> Upper:
         if self.upper is None:
@@ -475,6 +503,8 @@ class Tree:
         if self._inodes.get(node.inode) is node:
             del self._inodes[node.inode]
         if node.fd >= 0:
+            if node.redirected:
+                self._redirected_files().discard(node.fd)
             os.close(node.fd)
             node.fd = -1
         for directory, name in node.names():

@@ -32,6 +32,8 @@ class Union(Xattrs):
         """Write everything to disk, unless the union is volatile."""
         for directory in list(self._owed):
             self._settle_quietly(directory)
+        if self._redirects is not None:
+            self._redirects.sync()
         if self.upper is not None and not self.options.volatile:
             fd = os.open(proc(self.upper.fd), _LIST)
             try:
@@ -63,7 +65,12 @@ class Union(Xattrs):
             self._close(directory)
         for node in self._nodes.values():
             if node.fd >= 0:
+                if node.redirected:
+                    self._redirected_files().discard(node.fd)
                 os.close(node.fd)
                 node.fd = -1
+        if self._redirects is not None:
+            self._redirects.close()
+            self._redirects = None
         self._nodes.clear()
         self._directories.clear()
