@@ -176,7 +176,7 @@ class _Comparison:
         after = os.fstat(self._upper.fd)
         if not in_lower:
             self._found.append(Change(ChangeKind.ADDED, ROOT))
-        elif self._differs(os.fstat(self._lower.fd), after, b".", b"."):
+        elif self._differs(os.fstat(self._lower.fd), after, b"."):
             self._found.append(Change(ChangeKind.MODIFIED, ROOT))
         frames = [self._frame(b"", in_lower=in_lower, opaque=False, whole=self._only is None)]
         while frames:
@@ -218,7 +218,7 @@ class _Comparison:
         is_directory = stat.S_ISDIR(after.st_mode)
         if before is None:
             self._found.append(Change(ChangeKind.ADDED, path, _size(after)))
-        elif self._differs(before, after, name, path):
+        elif self._differs(before, after, name):
             self._found.append(Change(ChangeKind.MODIFIED, path, _size(after)))
         elif not is_directory:
             self.links.add(path, before, after)
@@ -253,6 +253,8 @@ class _Comparison:
             return None
         if stat.S_ISREG(status.st_mode) and not status.st_size and self._mark(name, b"whiteout") is not None:
             return None
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            self._refuse_references(name, path)
         return status
 
     def _mark(self, name: bytes, mark: bytes) -> bytes | None:
@@ -260,10 +262,8 @@ class _Comparison:
         path = attributes.proc_path(self._upper.fd, name)
         return attributes.get(path, self._prefix + mark)
 
-    def _differs(self, before: os.stat_result, after: os.stat_result, name: bytes, path: bytes) -> bool:
+    def _differs(self, before: os.stat_result, after: os.stat_result, name: bytes) -> bool:
         """Tell whether a name is another file than before."""
-        if self._partial:
-            self._refuse_references(name, path)
         if _told(before) != _told(after):
             return True
         kind = stat.S_IFMT(after.st_mode)
