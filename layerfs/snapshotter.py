@@ -16,14 +16,14 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from layerfs import locks, rules
 from layerfs.contract import CommitsTogether, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
-from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
+from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, NoSpace, Unsupported, os_error
 from layerfs.filters import compile_filters
 from layerfs.kernel import mounting
 from layerfs.metadata import settings, snapshots
@@ -140,11 +140,11 @@ class Snapshotter:
                 for snapshot in made:
                     self.driver.create(snapshot)
             yield made
-            usages = self._freeze_all(made)
+            self._freeze_all(made)
             with self._database.write() as connection:
-                for plan, snapshot, usage in zip(plans, made, usages, strict=True):
+                for plan, snapshot in zip(plans, made, strict=True):
                     snapshots.set_parent(connection, snapshot.id, rules.parent(connection, plan.parent))
-                    snapshots.set_committed(connection, snapshot.id, usage, self._clock())
+                    snapshots.set_committed(connection, snapshot.id, None, self._clock())
                     snapshots.set_labels(connection, snapshot.id, rules.checked_labels(plan.labels))
         except BaseException:
             self._undo(self._discard_unseen, made)
@@ -262,14 +262,23 @@ class Snapshotter:
             return [info for info in snapshots.infos(connection, prefix) if passes(info)]
 
     def usage(self, key: str) -> Usage:
-        """Return what a snapshot takes without its parents: frozen at commit, measured now for the others."""
+        """Return what a snapshot takes without its parents: of a committed one measured once, of others now.
+
+        That is at the commit for what `commit` and `checkpoint` make. What `together` makes is measured when somebody
+        asks for the first time, as it cannot change and the walk would be a tenth of what unpacking a layer takes.
+        """
         with self._database.read() as connection:
             row = rules.present(connection, key)
             snapshot = snapshots.snapshot(connection, row)
         if row.usage is not None:
             return row.usage
         with self._driving(f"measure {key!r}"):
-            return self.driver.usage(snapshot)
+            usage = self.driver.usage(snapshot)
+        if snapshot.kind is Kind.COMMITTED:
+            # What is full or busy must not keep anybody from seeing what to remove.
+            with suppress(NoSpace, Busy), self._database.write(durable=False) as connection:
+                snapshots.set_usage(connection, snapshot.id, usage)
+        return usage
 
     def missing(self, names: Iterable[str]) -> set[str]:
         """Return those of the names that no snapshot has."""
@@ -357,15 +366,13 @@ class Snapshotter:
             self.driver.commit(snapshot)
             return usage
 
-    def _freeze_all(self, made: Sequence[Snapshot]) -> list[Usage]:
+    def _freeze_all(self, made: Sequence[Snapshot]) -> None:
         with self._driving(f"commit {len(made)} snapshots"):
-            usages = [self.driver.usage(snapshot) for snapshot in made]
             if isinstance(self.driver, CommitsTogether):
                 self.driver.commit_all(made)
             else:
                 for snapshot in made:
                     self.driver.commit(snapshot)
-            return usages
 
     @contextmanager
     def _finishing(self, row: Row) -> Iterator[sqlite3.Connection]:

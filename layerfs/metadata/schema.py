@@ -30,7 +30,7 @@ CREATE TABLE snapshots (
     owner     INTEGER NOT NULL,
     target    TEXT,
     target_labels TEXT,
-    -- What it takes without its parents; frozen at commit, null before.
+    -- What it takes without its parents: null before the commit, and for layers until somebody wants to know.
     size      INTEGER,
     inodes    INTEGER,
     created   INTEGER NOT NULL,

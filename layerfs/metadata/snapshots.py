@@ -135,16 +135,23 @@ def set_committing(
     connection.execute(query, (target, json.dumps(dict(labels)), owner, snapshot_id))
 
 
-def set_committed(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage, now: int) -> None:
+def set_committed(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage | None, now: int) -> None:
     """Turn an active snapshot into the committed one that the intent says; without one it keeps its name."""
     row = get(connection, snapshot_id)
     connection.execute(
-        "UPDATE snapshots SET name = coalesce(target, name), kind = 'committed', size = ?, inodes = ?,"
-        " created = ?, updated = ? WHERE id = ?",
-        (usage.size, usage.inodes, now, now, snapshot_id),
+        "UPDATE snapshots SET name = coalesce(target, name), kind = 'committed', created = ?, updated = ? WHERE id = ?",
+        (now, now, snapshot_id),
     )
+    if usage is not None:
+        set_usage(connection, snapshot_id, usage)
     set_labels(connection, snapshot_id, row.target_labels)
     set_ready(connection, snapshot_id)
+
+
+def set_usage(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage) -> None:
+    """Record what a snapshot takes, which does not change any more."""
+    values = (usage.size, usage.inodes, snapshot_id)
+    connection.execute("UPDATE snapshots SET size = ?, inodes = ? WHERE id = ?", values)
 
 
 def set_parent(connection: sqlite3.Connection, snapshot_id: SnapshotId, parent: SnapshotId | None) -> None:

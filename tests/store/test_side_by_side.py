@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import layerfs
+from layerfs import tree
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.events import Progress
 from layerfs.kernel.children import fork
@@ -208,6 +209,19 @@ def test_what_is_there_is_not_unpacked_again(fresh_dir: Path, tmp_path: Path) ->
         assert store.snapshotter.stat(longer.config.chain_ids[2]).parent == image.top
         with store.clone("long") as clone, clone.mounted() as root:
             assert os.listdir(root / "usr") == ["only", "lib"]
+
+
+def test_a_layer_is_measured_once(fresh_dir: Path, tmp_path: Path) -> None:
+    layout = _layout(tmp_path / "layout", [BASE, (file(b"f", b"x" * 100_000),)])
+    with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
+        (image,) = store.import_image(layout)
+        assert isinstance(store.driver, layerfs.DirectAccess)
+        place = store.driver.layer_root(store.snapshotter.snapshot(image.top)).path
+        expected = tree.usage(place)
+        assert store.snapshotter.usage(image.top) == expected
+        (place / "f").unlink()
+        assert store.snapshotter.usage(image.top) == expected
+        assert store.du()
 
 
 def test_nobody_sees_a_layer_before_all_are_durable(fresh_dir: Path, tmp_path: Path) -> None:
