@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from layerfs.contract import Whiteouts
+from layerfs.contract import Whiteouts, WritePolicy
 from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, os_error
 from layerfs.kernel import userns
-from layerfs_fuse import daemon
+from layerfs_fuse import daemon, fusepy
 from layerfs_fuse.daemon import Ready
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.index.reader import Index
@@ -41,7 +41,10 @@ def serve(source: str, options: StackOptions, target: Path, ready: Ready | None 
     attachment = Attachment(source, options.allow_other, options.flags | ({"ro"} if options.read_only else set()))
     wishes = Wishes(passthrough=options.passthrough and os.geteuid() == 0, acl=options.acl)
     with opened(options) as union:
-        daemon.serve(union, target, attachment, wishes, ready=ready, volatile=options.volatile)
+        if options.fusepy:
+            fusepy.serve(union, target, attachment, ready=ready)
+        else:
+            daemon.serve(union, target, attachment, wishes, ready=ready, volatile=options.volatile)
 
 
 @contextmanager
@@ -55,7 +58,8 @@ def opened(options: StackOptions) -> Iterator[Union]:
             stack.callback(upper.close)
         layers = [_open_layer(path, stack) for path in _layers(options, stack)]
         index = stack.enter_context(_index(options.index, layers, whiteouts))
-        union = Union(index, layers, upper, Options(volatile=options.volatile))
+        write = WritePolicy.REDIRECT_ON_WRITE if options.redirect else WritePolicy.COPY_ON_WRITE
+        union = Union(index, layers, upper, Options(volatile=options.volatile, write=write))
         stack.callback(union.close)
         yield union
 
