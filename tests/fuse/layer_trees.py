@@ -45,9 +45,9 @@ class Tree:
     opaque: bytes = b""
 
 
-def layers(*, privileged: bool = False, opaque: bool = True) -> st.SearchStrategy[Tree]:
+def layers(*, privileged: bool = False) -> st.SearchStrategy[Tree]:
     """Draw a layer; ``privileged`` brings device nodes."""
-    kinds = ["file", "empty", "symlink", "fifo", "socket", "whiteout", "whiteout"]
+    kinds = ["file", "empty", "symlink", "fifo", "socket", "whiteout", "whiteout", "xwhiteout"]
     if privileged:
         kinds.append("block device")
     plain = st.builds(
@@ -57,29 +57,16 @@ def layers(*, privileged: bool = False, opaque: bool = True) -> st.SearchStrateg
         xattr=st.booleans(),
         group=st.sampled_from([0, 0, 0, 1, 2]),
     )
-    hidden = st.builds(Leaf, kind=st.sampled_from(["file", "empty", "xwhiteout", "xwhiteout"]))
     names = st.sampled_from(NAMES)
 
     def directories(below: st.SearchStrategy[Leaf | Tree]) -> st.SearchStrategy[Leaf | Tree]:
-        modes = st.sampled_from([0o700, 0o755])
-        trees = st.builds(Tree, st.dictionaries(names, below, max_size=5), modes, st.booleans())
-        if not opaque:
-            return trees
-        # The kernel lists whiteouts in opaque directories and finds nothing behind the name: no layer should have them.
-        clean = st.builds(
-            Tree, st.dictionaries(names, below.filter(_shows), max_size=4), modes, st.booleans(), st.just(b"y")
+        marks = st.sampled_from([b"", b"", b"y", b"x"])
+        return st.builds(
+            Tree, st.dictionaries(names, below, max_size=5), st.sampled_from([0o700, 0o755]), st.booleans(), marks
         )
-        marked = st.builds(
-            Tree, st.dictionaries(names, st.one_of(below, hidden), max_size=4), modes, st.booleans(), st.just(b"x")
-        )
-        return st.one_of(trees, trees, clean, marked)
 
     nodes = st.recursive(plain, directories, max_leaves=20)
     return st.builds(Tree, st.dictionaries(names, nodes, max_size=6))
-
-
-def _shows(node: Leaf | Tree) -> bool:
-    return isinstance(node, Tree) or node.kind != "whiteout"
 
 
 def write(tree: Tree, place: Path, marks: Marks) -> None:

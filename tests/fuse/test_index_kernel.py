@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from layerfs.contract import Mount, Whiteouts
 from layerfs.kernel.mounting import mounted
 from layerfs_fuse.index.builder import build
+from layerfs_fuse.index.checks import check
 from layerfs_fuse.index.markers import marks_of
 from layerfs_fuse.index.reader import Index
-from tests.fuse.layer_trees import Tree, layers, seen_by, seen_in, write
+from tests.fuse.layer_trees import Leaf, Tree, layers, seen_by, seen_in, write
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +52,7 @@ def indexed(places: Sequence[Path], whiteouts: Whiteouts, cuts: frozenset[int] =
                 parent = stack.enter_context(Index.open(path))
                 fds = []
         assert parent is not None
-        parent.verify()
+        check(parent)
         yield parent
 
 
@@ -74,3 +75,33 @@ def test_a_stack_is_what_the_kernel_shows(
             expected = seen_in(os.fsencode(merged))
         with indexed(places, kind, cuts) as index:
             assert seen_by(index) == expected
+
+
+@pytest.mark.parametrize("kind", [Whiteouts.OVERLAY, Whiteouts.OVERLAY_USER])
+@pytest.mark.parametrize("mark", [b"y", b"x", b""])
+def test_marks_of_a_root_mean_what_the_kernel_makes_of_them(fresh_dir: Path, kind: Whiteouts, mark: bytes) -> None:
+    base = Tree({b"a": Leaf("file"), b"b": Leaf("file"), b"d": Tree({b"x": Leaf("file")})})
+    top = Tree({b"a": Leaf("xwhiteout"), b"c": Leaf("file"), b"d": Tree({b"x": Leaf("xwhiteout")})}, opaque=mark)
+    places = [fresh_dir / "base", fresh_dir / "top"]
+    for tree, place in zip((base, top), places, strict=True):
+        write(tree, place, marks_of(kind))
+    with kernel(places, kind) as merged:
+        expected = seen_in(os.fsencode(merged), marks_of(kind).prefix)
+    with indexed(places, kind) as index:
+        assert seen_by(index) == expected
+
+
+def test_a_hundred_layers(fresh_dir: Path) -> None:
+    places = [fresh_dir / f"{number:03}" for number in range(100)]
+    for number, place in enumerate(places):
+        hidden = {b"file%d" % (number - 7): Leaf("whiteout")} if number % 3 else {}
+        same = Tree(
+            {b"here%d" % (number % 9): Leaf("file"), **hidden}, opaque=b"y" if number == 50 and not hidden else b""
+        )
+        write(Tree({b"file%d" % number: Leaf("file"), b"d": same, **hidden}), place, marks_of(Whiteouts.OVERLAY))
+    with kernel(places, Whiteouts.OVERLAY) as merged:
+        expected = seen_in(os.fsencode(merged))
+    with indexed(places, Whiteouts.OVERLAY, frozenset(range(0, 100, 13))) as index:
+        assert seen_by(index) == expected
+        assert index.layers == 100
+        check(index)

@@ -141,7 +141,7 @@ class _Merge:
             self._begin(walk.fd, status)
             root = self._scanner.root(walk.fd)
             directory = self._tables.set_root(root)
-            pending = [self._merge(walk.fd, directory, root)]
+            pending = [self._merge(walk.fd, directory)]
             while pending:
                 if not pending[-1]:
                     pending.pop()
@@ -152,7 +152,7 @@ class _Merge:
                 walk.down(name)
                 if os.fstat(walk.fd).st_ino != found.status.st_ino:
                     raise changed(name)
-                pending.append(self._merge(walk.fd, directory, found))
+                pending.append(self._merge(walk.fd, directory))
         self._tables.settle()
 
     def _begin(self, root: int, status: os.stat_result) -> None:
@@ -167,11 +167,12 @@ class _Merge:
     def _ino(self, status: os.stat_result) -> int:
         """Return the number to show."""
         ordinal = self._ordinals.get(status.st_dev)
-        if ordinal is None:  # a subvolume inside the layer
-            ordinal = self._ordinals[status.st_dev] = max(self._ordinals.values()) + 1
+        if ordinal is None:  # a subvolume inside the layer: a number that no layer and no other layer's has
+            ordinal = 1 << 32 | len(self._tables.layers) << 16 | len(self._ordinals)
+            self._ordinals[status.st_dev] = ordinal
         return unique_ino(status.st_ino, ordinal) if ordinal else status.st_ino
 
-    def _merge(self, fd: int, directory: int, own: Found) -> list[tuple[bytes, int, Found]]:
+    def _merge(self, fd: int, directory: int) -> list[tuple[bytes, int, Found]]:
         """Merge one directory, and return what is to be merged below it."""
-        listing = self._scanner.listing(fd, own.opaque)
+        listing = self._scanner.listing(fd)
         return self._tables.merge(directory, listing.found, listing.hidden)

@@ -14,7 +14,7 @@ from layerfs.layer.attributes import overlay_prefix
 OPAQUE_YES = b"y"
 """Nothing of lower layers shows in the directory."""
 OPAQUE_XWHITEOUTS = b"x"
-"""Regular files in the directory may be whiteouts."""
+"""Regular files in the directory may be whiteouts; without it the kernel lists them, and shows nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ from layerfs_fuse.index.format import (
 )
 
 _INO = ENTRY_ATTRIBUTES + INO
+_LENGTH = NAME_LENGTH - RECORD_NAME
+"""Where a name's length is, counted from the name."""
 _DIRECTORY = 4
 """The type of a directory in a directory entry (DT_DIR)."""
 _MODE = ENTRY_ATTRIBUTES + MODE
@@ -97,7 +99,9 @@ class Index:
     def open(cls, path: Path | bytes) -> Self:
         """Map the index at ``path``; raise `NotFound` or `Corrupt`.
 
-        The header is checked, and that every section is where it says; `verify` checks every byte.
+        The header is checked, and that every section is where it says: 0.1 ms. `verify` finds damage elsewhere (0.15 ms
+        a MiB), `checks.check` everything. In a damaged file that was not verified, rows may be missing or raise
+        ``IndexError``; nothing worse happens.
         """
         try:
             with opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
@@ -155,19 +159,20 @@ class Index:
         directory = self._directories[parent]
         value = crc32(name, directory)
         slots = self._slots
-        home = value * self._size >> 32
-        for slot in range(home, home + PROBES):
-            found = slots[slot]
-            if not found:
-                return 0
+        slot = value * self._size >> 32
+        end = slot + PROBES
+        while found := slots[slot]:  # a loop over a range takes a sixth longer
             if found >> 32 == value:
                 row = found & ROW_MASK
                 if self._parents[row] == directory:
                     start = self._offsets[row] * 8 + RECORD_NAME
                     length = len(name)
-                    if self._map[start : start + length] == name and self._map[start - 8] == length:
+                    if self._map[start : start + length] == name and self._map[start + _LENGTH] == length:
                         return row
-        return self._search(directory, name)
+            slot += 1
+            if slot == end:
+                return self._search(directory, name)
+        return 0
 
     def _search(self, directory: int, name: bytes) -> int:
         """Find a name among the sorted ones of its directory, as the hash table had no room for it."""
@@ -190,6 +195,8 @@ class Index:
         while row != ROOT:
             parts.append(self.name(row))
             row = self._rows[self._parents[row]]
+            if len(parts) > self.count:
+                raise Corrupt("the directories of the index are no tree")
         return b"/".join(parts[::-1])
 
     def children(self, row: int) -> range:
@@ -260,6 +267,11 @@ class Index:
         """Tell whether the object may have extended attributes, beside those of the overlay."""
         return self._marks[row] & HAS_XATTRS != 0
 
+    def has_target(self, row: int) -> bool:
+        """Tell whether a symbolic link's target is there, as it is in every file that is whole."""
+        place = bisect_left(self._targets, row << 32)
+        return place < len(self._targets) and self._targets[place] >> 32 == row
+
     def target(self, row: int) -> bytes:
         """Return where a symbolic link points to; raise ``ValueError`` for another row."""
         place = bisect_left(self._targets, row << 32)
@@ -318,7 +330,7 @@ class Index:
     # -- checks --------------------------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Check every byte of the file against its checksums; raise `Corrupt`."""
+        """Check every byte of the sections against its checksum; raise `Corrupt`."""
         for section, (offset, size, expected) in zip(Section, self.header.places, strict=True):
             if layout.checksum(self._view[offset : offset + size]) != expected:
                 raise Corrupt(f"the index is damaged in its {section.name.lower().replace('_', ' ')}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from layerfs.errors import FailedPrecondition, Unsupported
 from layerfs.kernel import syscalls
 from layerfs.layer.attributes import get, proc_path
-from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES, Marks
+from layerfs_fuse.index.markers import OPAQUE_YES, Marks
 
 _REGULAR, _DIRECTORY, _SYMLINK, _CHARACTER = (
     kind >> 12 for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR)
@@ -66,21 +66,21 @@ class Scanner:
     def root(self, fd: int) -> Found:
         """Return what the root itself is like."""
         status = os.fstat(fd)
-        return self._examined(fd, b".", status, self._ino(status), xwhiteouts=False) or Found(
+        return self._examined(fd, b".", status, self._ino(status)) or Found(
             status, self._ino(status), special=True, xattrs=False
         )
 
-    def listing(self, fd: int, opaque: bytes | None) -> Listing:
-        """Read the directory ``fd``, which has the mark ``opaque``; raise ``OSError`` or `FailedPrecondition`."""
+    def listing(self, fd: int) -> Listing:
+        """Read the directory ``fd``; raise ``OSError`` or `FailedPrecondition`.
+
+        A whiteout hides its name wherever it is: in an opaque directory, and in one without the mark that announces
+        regular files as whiteouts, the kernel lists the name, and says that there is nothing.
+        """
         result = Listing()
-        xwhiteouts = opaque == OPAQUE_XWHITEOUTS
-        for name in os.listdir(b"/proc/self/fd/%d/." % fd):  # by a path of bytes, names come as bytes
+        for name in _names_in(fd):
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if status.st_mode >> 12 == _CHARACTER and status.st_rdev == 0:
-                    found = None
-                else:
-                    found = self._found(fd, name, status, xwhiteouts=xwhiteouts)
+                found = self._plain(fd, name, status) or self._found(fd, name, status)
             except FileNotFoundError as error:
                 raise changed(name) from error
             if found is None:
@@ -89,24 +89,37 @@ class Scanner:
                 result.found[name] = found
         return result
 
-    def _found(self, fd: int, name: bytes, status: os.stat_result, *, xwhiteouts: bool) -> Found | None:
+    def _plain(self, fd: int, name: bytes, status: os.stat_result) -> Found | None:
+        """Return what is to be known of a regular file of one name and without attributes, as nearly all files are.
+
+        Of any other file, None: `_found` has time for it.
+        """
+        if status.st_mode >> 12 != _REGULAR or status.st_nlink != 1:
+            return None
+        try:
+            if self._names(fd, name):
+                return None
+        except OSError:
+            return None
+        return Found(status, self._ino(status), False, False, None, b"")
+
+    def _found(self, fd: int, name: bytes, status: os.stat_result) -> Found | None:
         """Return what is to be known of a file; None for a whiteout.
 
-        All names of an inode get the same answer: reading a symbolic link changes its access time. Only whether it is
-        a whiteout depends on the directory.
+        All names of an inode get the same answer: reading a symbolic link changes its access time.
         """
-        ino = self._ino(status)
         kind = status.st_mode >> 12
-        one_name = status.st_nlink == 1 or kind == _DIRECTORY
-        if one_name or (xwhiteouts and kind == _REGULAR and not status.st_size):
-            return self._examined(fd, name, status, ino, xwhiteouts=xwhiteouts)
-        found = self._linked.get((status.st_dev, status.st_ino))
-        if found is None:
-            found = self._examined(fd, name, status, ino, xwhiteouts=xwhiteouts)
-            self._linked[status.st_dev, status.st_ino] = found
-        return found
+        if kind == _CHARACTER and status.st_rdev == 0:
+            return None
+        ino = self._ino(status)
+        if status.st_nlink == 1 or kind == _DIRECTORY:
+            return self._examined(fd, name, status, ino)
+        key = (status.st_dev, status.st_ino)
+        if key not in self._linked:
+            self._linked[key] = self._examined(fd, name, status, ino)
+        return self._linked[key]
 
-    def _examined(self, fd: int, name: bytes, status: os.stat_result, ino: int, *, xwhiteouts: bool) -> Found | None:
+    def _examined(self, fd: int, name: bytes, status: os.stat_result, ino: int) -> Found | None:
         """Ask for what the status does not tell."""
         kind = status.st_mode >> 12
         target = os.readlink(name, dir_fd=fd) if kind == _SYMLINK else b""
@@ -119,7 +132,7 @@ class Scanner:
         opaque = None
         if kind == _DIRECTORY:
             opaque = get(proc_path(fd, name), marks.opaque) if marks.opaque in names else None
-        elif xwhiteouts and marks.whiteout in names and kind == _REGULAR and not status.st_size:
+        elif kind == _REGULAR and not status.st_size and marks.whiteout in names:
             return None
         self._check_orders(name, names)
         return Found(status, ino, special, any(marks.shown(one) is not None for one in names), opaque, target)
@@ -145,6 +158,12 @@ class Scanner:
                 raise
         self._names = _listxattr
         return self._xattrs(fd, name)
+
+
+def _names_in(fd: int) -> list[bytes]:
+    """List a directory; names are encoded all together, which takes a third of the time."""
+    names = os.listdir(fd)
+    return os.fsencode("\0".join(names)).split(b"\0") if names else []
 
 
 def _listxattr(fd: int, name: bytes) -> bytes:
