@@ -12,6 +12,8 @@ venv=${LAYERFS_VENV:-$repository/.venv}
 python_packages=(python3 python3-venv ca-certificates)
 runtime_packages=(python3-dev gcc libc6-dev libbtrfsutil-dev btrfs-progs e2fsprogs uidmap busybox-static)
 test_packages=(mount xfsprogs skopeo umoci mmdebstrap attr acl fuse3 zstd git util-linux procps)
+# What runs the guest of the tests (tests/guest), and builds it.
+guest_packages=(qemu-system-x86 kmod cpio make)
 
 say() { printf '%s\n' "$*" >&2; }
 title() { if [ -t 2 ]; then printf '\n\033[1m== %s\033[0m\n' "$*" >&2; else printf '\n== %s\n' "$*" >&2; fi; }

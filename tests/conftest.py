@@ -16,12 +16,14 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
+from tests.guest import machine
+from tests.guest import tier as guest
 from tests.support import drivers, leftovers, requirements, rootless
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIERS = ("plain", "rootless", "root")
+TIERS = ("plain", "rootless", "root", "guest")
 
 _PRESENCE = pytest.StashKey[tuple[drivers.Presence, ...]]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
@@ -71,6 +73,16 @@ def btrfs_mount() -> Iterator[Path]:
         pytest.skip(f"no btrfs can be mounted here: {error}")
 
 
+@pytest.fixture(scope="session")
+def zfs_mount() -> Iterator[Path]:
+    """Give the root of a file system on a ZFS pool of its own, mounted for the whole run."""
+    try:
+        with drivers.zfs() as path:
+            yield path
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no pool can be made here: {error}")
+
+
 @pytest.fixture(params=drivers.names())
 def driver_name(request: pytest.FixtureRequest) -> str:
     """Give the name of each driver in turn; skip those that are not here, with the reason."""
@@ -83,17 +95,22 @@ def driver_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def driver_root(driver_name: str, request: pytest.FixtureRequest) -> Path:
-    """Give an empty directory that suits the driver of `driver_name`: on btrfs for that one, else in memory."""
-    if driver_name != "btrfs":
+    """Give an empty directory that suits the driver of `driver_name`: on btrfs or ZFS for these, else in memory."""
+    if driver_name not in {"btrfs", "zfs"}:
         root: Path = request.getfixturevalue("fresh_dir")
         return root
-    mount: Path = request.getfixturevalue("btrfs_mount")
+    mount: Path = request.getfixturevalue(f"{driver_name}_mount")
     path = mount / re.sub(r"\W+", "-", request.node.name)
     path.mkdir()
     return path
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --guest."""
+    parser.addoption("--guest", action="store_true", help="run the tests marked `guest`, in a virtual machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,6 +126,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in swept.lines():
         config.issue_config_time_warning(UserWarning(f"cleared from an earlier run: {line}"), stacklevel=2)
     config.stash[_PRESENCE] = () if config.option.collectonly else drivers.presence()
+    guest.register(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the guest last."""
+    guest.sort(items)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -119,6 +142,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the tiers that this user or host cannot run."""
+    if guest.is_marked(item) and not machine.inside():
+        pytest.skip("runs in the guest, with --guest")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("needs root")
     if item.get_closest_marker("rootless") and (reason := rootless.missing()):
@@ -178,7 +203,7 @@ def _tally(terminalreporter: pytest.TerminalReporter, tier: str) -> str:
 
 def _tier(report: pytest.TestReport) -> str:
     words = getattr(report, "keywords", {})
-    return next((tier for tier in ("rootless", "root") if tier in words), "plain")
+    return next((tier for tier in ("guest", "rootless", "root") if tier in words), "plain")
 
 
 def _own_directories(config: pytest.Config) -> list[Path]:

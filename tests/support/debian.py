@@ -43,9 +43,9 @@ def layout() -> Path:
     """Return an OCI layout with the image alone, making it first if the cache does not hold it; only root can."""
     if missing := [tool for tool in _TOOLS if not shutil.which(tool)]:
         raise Unavailable(f"not installed: {', '.join(missing)}")
-    sources, options = _sources(), _options()
+    sources, options = host_sources(), _options()
     key = hashlib.sha256("\n".join([Path(__file__).read_text("utf-8"), sources, *options]).encode()).hexdigest()
-    cache = _cache()
+    cache = cache_directory()
     found = cache / f"debian-{key[:16]}"
     if not found.exists():
         with drivers.workspace("debian") as work, tempfile.TemporaryDirectory(dir=cache, prefix="new-") as place:
@@ -75,7 +75,7 @@ def mirror_problem() -> str | None:
         return (done.stderr or done.stdout)[-500:] if done.returncode else None
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
     chosen = os.environ.get("LAYERFS_TEST_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(chosen) if chosen else Path(home) / "layerfs-tests"
@@ -93,7 +93,7 @@ def _forget_old(cache: Path, used: Path) -> None:
 # -- the host's apt ----------------------------------------------------------------------------------------------------
 
 
-def _sources() -> str:
+def host_sources() -> str:
     """Return the host's own sources in one-line form, as apt itself understands them."""
     lines = _run("apt-get", "indextargets", "--format", _TARGETS, "Created-By: Packages").splitlines()
     found = [line.partition("|")[2] for line in lines if line.startswith(_ORIGINS)]

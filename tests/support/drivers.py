@@ -18,6 +18,9 @@ BTRFS_SIZE = 4 << 30
 """Bytes of the sparse image: btrfs on less than some 256 MiB behaves differently (mixed block groups)."""
 
 
+POOL_SIZE = 2 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class Presence:
     """A driver's name, and why it is not here; None where it is."""
@@ -79,6 +82,26 @@ def btrfs() -> Iterator[Path]:
             _run("umount", target)
 
 
+@contextlib.contextmanager
+def zfs() -> Iterator[Path]:
+    """Make a ZFS pool on a file and mount a file system of it; export it at the end, with all that is in it.
+
+    Raise ``OSError`` or ``CalledProcessError`` where the host does not allow it.
+    """
+    with workspace("zfs") as path:
+        image, target, pool = path / "zfs.img", path / "mnt", f"layerfs-test-{os.getpid()}"
+        target.mkdir()
+        with image.open("wb") as file:
+            file.truncate(POOL_SIZE)
+        _run("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=legacy", "-O", "atime=off", pool, image)
+        try:
+            _run("mount", "-t", "zfs", pool, target)
+            yield target
+        finally:
+            _run("umount", target)
+            _run("zpool", "destroy", "-f", pool)
+
+
 def presence() -> tuple[Presence, ...]:
     """Try every driver on a directory that suits it, and tell why one is not here."""
     with workspace("probe") as path:
@@ -95,11 +118,15 @@ def table(found: tuple[Presence, ...]) -> list[str]:
 def _reason(name: str, path: Path) -> str | None:
     try:
         with contextlib.ExitStack() as stack:
-            root = stack.enter_context(btrfs()) / name if name == "btrfs" else path
+            root = path
+            if name == "btrfs":
+                root = stack.enter_context(btrfs()) / name
+            elif name == "zfs" and os.path.exists("/dev/zfs"):
+                root = stack.enter_context(zfs()) / name
             root.mkdir()
             drivers.open_driver(name, root).close()
     except subprocess.CalledProcessError as error:
-        return f"no btrfs can be mounted here: {(error.stderr or b'').decode().strip()}"
+        return f"no {name} can be mounted here: {(error.stderr or b'').decode().strip()}"
     except LayerfsError as error:
         return f"{error}" + (f" ({error.hint})" if error.hint else "")
     except Exception as error:  # noqa: BLE001  a driver that breaks is not here; its own tests show the trace

@@ -7,6 +7,9 @@ import re
 
 import pytest
 
+IN_GUEST = frozenset({"zfs", "devicemapper"})
+"""The drivers that need what few kernels have, so that their tests run in the guest (`tests.guest.tier`)."""
+
 
 def required() -> frozenset[str]:
     """Return the names in ``LAYERFS_REQUIRE``, separated there by commas or spaces."""
@@ -14,12 +17,16 @@ def required() -> frozenset[str]:
 
 
 def concerns(item: pytest.Item) -> frozenset[str]:
-    """Return what a test is about: its tier, its drivers, and the words of its name and parameters."""
+    """Return what a test is about: its tier, its drivers, and the words of its name and parameters.
+
+    One that runs in the guest is about that and its drivers only: there it is root, and has what the host may lack.
+    """
     if item.get_closest_marker("outside"):
         return frozenset()
     marked = {mark.name for mark in item.iter_markers()}
     named = {str(name) for mark in item.iter_markers("driver") for name in mark.args}
-    return words(item.nodeid) | marked | named
+    about = words(item.nodeid) | named
+    return (about & IN_GUEST) | {"guest"} if "guest" in marked else about | marked
 
 
 def words(nodeid: str) -> frozenset[str]:

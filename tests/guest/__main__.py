@@ -1,0 +1,45 @@
+"""``python -m tests.guest``: build the guest, or run a command in it.
+
+python -m tests.guest build
+python -m tests.guest run [--limit SECONDS] [--memory MIB] [--processors N] [--out DIRECTORY] [--] COMMAND...
+
+The exit status is the command's; 125 is a guest that died or reached its time limit, 126 one that cannot be had here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.guest import machine
+from tests.guest.image import image, say
+from tests.support.debian import Unavailable
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.guest", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("build", help="build what the guest boots, unless the cache holds it")
+    run = commands.add_parser("run", help="run a command in the guest, in this directory")
+    defaults = machine.Machine()
+    run.add_argument("--limit", type=float, default=defaults.limit, help="seconds")
+    run.add_argument("--memory", type=int, default=defaults.memory, help="MiB")
+    run.add_argument("--processors", type=int, default=defaults.processors)
+    run.add_argument("--out", type=Path, help="where the files go that the command leaves in /out")
+    run.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    try:
+        if arguments.what == "build":
+            image()
+            return 0
+        words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+        machine_ = machine.Machine(arguments.memory, arguments.processors, arguments.limit)
+        return machine.run(words, machine=machine_, out=arguments.out)
+    except Unavailable as error:
+        say(str(error))
+        return 126
+
+
+if __name__ == "__main__":
+    sys.exit(main())
