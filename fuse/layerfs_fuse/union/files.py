@@ -100,7 +100,7 @@ class Files(Renaming):
             self._settle(node)
         if changes.size is not None:
             self._cut(node, changes.size, handle)
-        place, path, follow = self._reach(node)
+        place, path, follow = self._grip(node)
         if changes.uid is not None or changes.gid is not None:
             uid = -1 if changes.uid is None else changes.uid
             gid = -1 if changes.gid is None else changes.gid
@@ -129,13 +129,16 @@ class Files(Renaming):
         if handle is not None and handle.flags & os.O_ACCMODE:
             os.ftruncate(handle.fd, size)
             return
+        if node.handle is not None and node.handle.flags & os.O_ACCMODE:
+            os.ftruncate(node.handle.fd, size)
+            return
         fd = self._open_upper(node, os.O_WRONLY)
         try:
             os.ftruncate(fd, size)
         finally:
             os.close(fd)
 
-    def _set_times(self, node: Node, changes: Changes, place: int | None, path: bytes, *, follow: bool) -> None:
+    def _set_times(self, node: Node, changes: Changes, place: int | None, path: bytes | int, *, follow: bool) -> None:
         atime, mtime = changes.atime_ns, changes.mtime_ns
         if atime == mtime == NOW:
             os.utime(path, None, dir_fd=place, follow_symlinks=follow)

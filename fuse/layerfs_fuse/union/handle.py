@@ -40,6 +40,8 @@ class Handle:
         self.record = record
         self.registry = registry
         self._past = False
+        if record is not None and fd >= 0:
+            record.handle = self
 
     def read(self, size: int, offset: int) -> bytes:
         """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
@@ -130,8 +132,12 @@ class Handle:
         if fd < 0:
             return
         os.close(fd)
-        if self.record is not None and self._past:
-            self.record.past -= 1
-            self.record.stale = True
+        record = self.record
+        if record is not None:
+            if record.handle is self:
+                record.handle = None
+            if self._past:
+                record.past -= 1
+                record.stale = True
         if self.registry is not None:
             self.registry.remove(self)

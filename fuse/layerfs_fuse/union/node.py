@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import stat
+from typing import TYPE_CHECKING
 
 from layerfs_fuse.union.order import Order
+
+if TYPE_CHECKING:
+    from layerfs_fuse.union.handle import Handle
 
 HIDDEN = 0
 """In `Directory.children`: a whiteout. Positive numbers are node ids, negative ones file types not looked at."""
@@ -16,8 +20,8 @@ class Node:
     ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``; ``inode`` is
     its number in the upper file system. ``directory`` and ``name`` are one of the names that are known in memory,
     ``more`` the others. ``past`` counts who writes without telling us. ``bare`` says that it has no extended
-    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name. ``redirected`` says that
-    parts of its data lie in a lower file (`layerfs_fuse.redirect`).
+    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name; ``handle`` is the last one
+    opened, if it still is. ``redirected`` says that parts of its data lie in a lower file (`layerfs_fuse.redirect`).
     """
 
     __slots__ = (
@@ -25,6 +29,7 @@ class Node:
         "directory",
         "entry",
         "fd",
+        "handle",
         "id",
         "ino",
         "inode",
@@ -56,6 +61,7 @@ class Node:
         self.bare = False
         self.redirected = False
         self.fd = -1
+        self.handle: Handle | None = None
 
     def add_name(self, directory: Directory, name: bytes) -> None:
         """Note one more name."""

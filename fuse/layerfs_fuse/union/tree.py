@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from layerfs.contract import WritePolicy
 from layerfs.layer.attributes import DEFAULT_ACL
 from layerfs_fuse.attributes import (
     BLOCKS,
@@ -70,6 +71,8 @@ class Tree:
         self._ordinal = 0
         if upper is not None:
             self._ordinal = self._upper_ordinal(upper)
+            if options.write is WritePolicy.REDIRECT_ON_WRITE:
+                self._redirected_files()  # what it takes to begin is not to be added to the first write
             self._admit_root(upper)
 
     def _upper_ordinal(self, upper: Upper) -> int:
@@ -197,6 +200,8 @@ class Tree:
     def _status(self, node: Node) -> os.stat_result:
         if isinstance(node, Directory):
             return os.fstat(self._place(node))
+        if node.handle is not None:
+            return os.fstat(node.handle.fd)
         if node.directory is None:
             if node.fd < 0:
                 fail(errno.ESTALE)
@@ -234,16 +239,24 @@ class Tree:
 
     def _reach(self, node: Node) -> tuple[int | None, bytes, bool]:
         """Return how to reach an upper file: ``dir_fd``, path, and whether the path is to be followed."""
+        if node.directory is not None:
+            return self._place(node.directory), node.name, False
         if isinstance(node, Directory):
             return None, proc(self._place(node)), True
-        if node.directory is None:
-            if node.fd < 0:
-                fail(errno.ESTALE)
-            return None, proc(node.fd), True
-        return self._place(node.directory), node.name, False
+        if node.fd < 0:
+            fail(errno.ESTALE)
+        return None, proc(node.fd), True
+
+    def _grip(self, node: Node) -> tuple[int | None, bytes | int, bool]:
+        """Return the same for calls that take an open file, too: where there is one they need no look at names."""
+        if node.handle is not None:
+            return None, node.handle.fd, True
+        return self._reach(node)
 
     def _path(self, node: Node) -> tuple[bytes, bool]:
         """Return a path to an upper file for calls without ``dir_fd``, and whether it is to be followed."""
+        if isinstance(node, Directory):
+            return proc(self._place(node)), True
         place, path, follow = self._reach(node)
         return (path, follow) if place is None else (proc_name(place, path), follow)
 

@@ -22,14 +22,18 @@ class Xattrs(Listing):
         """Return the names that the overlay keeps for itself."""
         return USER if self.upper is None else self.upper.marks
 
+    def bare(self, number: int) -> bool:
+        """Tell whether a file has no extended attributes for certain, without asking the disk."""
+        node = self._nodes.get(number)
+        if node is None or not node.upper:
+            return not self.index.has_xattrs(number if node is None else node.row)
+        return node.bare
+
     def get_xattr(self, number: int, name: bytes) -> bytes:
         """Return an attribute; raise ``OSError`` (ENODATA, EOPNOTSUPP)."""
-        node = self._nodes.get(number)
-        if node is None:
-            if not self.index.has_xattrs(number):
-                fail(errno.ENODATA, name)
-        elif node.bare and node.upper:
+        if self.bare(number):
             fail(errno.ENODATA, name)
+        node = self._nodes.get(number)
         stored = self._marks.stored(name)
         if node is not None and node.upper:
             path, follow = self._path(node)
