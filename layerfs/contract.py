@@ -225,6 +225,18 @@ class CommitsTogether(Protocol):
         ...
 
 
+@runtime_checkable
+class Detachable(Protocol):
+    """Optional power: let go of what the kernel holds between processes, such as a pool and its devices."""
+
+    def detach(self) -> bool:
+        """Take it from the kernel until the next opening, and return whether there was something.
+
+        Raise `Busy` while a snapshot is mounted.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Where two trees may differ: nothing else does, and not all of these need to.
