@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 Buffer = bytes | bytearray | memoryview
 Header = tuple[int, int, int, int, int, int, int, int, int]
 """`HEADER` unpacked: length, opcode, unique, node, uid, gid, pid, and two that do not matter."""
-Reply = int | Buffer | tuple[Buffer, ...] | None
-"""0 or a negative errno, the body in one piece or several, or None for no reply (yet)."""
+Reply = int | Buffer | tuple[Buffer, Buffer] | None
+"""0 or a negative errno, the body in one piece or two, or None for no reply (yet)."""
 Handler = Callable[[Header], Reply]
 """Do one request; its body is in the buffer of the channel until the handler returns."""
 
@@ -125,7 +125,8 @@ class Channel:
                 if isinstance(reply, int):
                     writev(device, (pack(size, reply, header[2]),))
                 elif isinstance(reply, tuple):
-                    writev(device, (pack(size + sum(map(len, reply)), 0, header[2]), *reply))
+                    first, second = reply
+                    writev(device, (pack(size + len(first) + len(second), 0, header[2]), first, second))
                 else:
                     writev(device, (pack(size + len(reply), 0, header[2]), reply))
             except OSError as error:

@@ -39,7 +39,7 @@ def error_of(path: Path) -> int:
 def failing(channel: Channel) -> Table:
     """Let each name be a way to fail."""
 
-    def lookup(header: Header) -> bytes | int | tuple[bytes, ...]:
+    def lookup(header: Header) -> bytes | int | tuple[bytes, bytes]:
         name = channel.body[HEADER.size : header[0] - 1].tobytes()
         if name == b"mistake":
             raise ValueError(name)

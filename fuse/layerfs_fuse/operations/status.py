@@ -24,6 +24,7 @@ from layerfs_fuse.session import Session
 from layerfs_fuse.union import NOW, Changes, Union
 
 _AFTER_HEADER = HEADER.size
+_UNPACK_SETATTR = SETATTR_IN.unpack_from
 _VALID = ATTR_OUT.pack(FOREVER, 0, 0)
 _SECOND = 1_000_000_000
 _NAME_MAX = 255
@@ -63,23 +64,28 @@ class Status:
 
     def set_attributes(self, header: Header) -> Reply:
         """Change attributes; a change time (with the writeback cache) is that of the file system below instead."""
-        fields = SETATTR_IN.unpack_from(self._body, _AFTER_HEADER)
+        fields = _UNPACK_SETATTR(self._body, _AFTER_HEADER)
         valid, _, _, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = fields
-        changes = Changes(
-            mode=mode & 0o7777 if valid & _MODE else None,
-            uid=uid if valid & _UID else None,
-            gid=gid if valid & _GID else None,
-            size=size if valid & _SIZE else None,
-            atime_ns=_time(atime, atime_nsec, now=bool(valid & _ATIME_NOW)) if valid & _ATIME else None,
-            mtime_ns=_time(mtime, mtime_nsec, now=bool(valid & _MTIME_NOW)) if valid & _MTIME else None,
-            kill_suidgid=bool(valid & _KILL),
+        changes = Changes(  # by place, for names would take as long again
+            mode & 0o7777 if valid & _MODE else None,
+            uid if valid & _UID else None,
+            gid if valid & _GID else None,
+            size if valid & _SIZE else None,
+            (NOW if valid & _ATIME_NOW else _time(atime, atime_nsec)) if valid & _ATIME else None,
+            (NOW if valid & _MTIME_NOW else _time(mtime, mtime_nsec)) if valid & _MTIME else None,
+            valid & _KILL != 0,
         )
         return _VALID, self._union.set_attributes(header[3], changes)
 
     # -- extended attributes -------------------------------------------------------------------------------------------
 
     def get_xattr(self, header: Header) -> Reply:
-        """Tell the value of an extended attribute, or its size where none of the caller's is given."""
+        """Tell the value of an extended attribute, or its size where no room for it is given.
+
+        The kernel asks for ``security.capability`` at the first write and at each chown(2) of a file.
+        """
+        if self._union.bare(header[3]):
+            return -errno.ENODATA
         size, _ = GETXATTR_IN.unpack_from(self._body, _AFTER_HEADER)
         name = self._body[_AFTER_HEADER + GETXATTR_IN.size : header[0] - 1].tobytes()
         return _sized(self._union.get_xattr(header[3], name), size)
@@ -120,9 +126,7 @@ class Status:
         return 0
 
 
-def _time(seconds: int, nanoseconds: int, *, now: bool) -> int:
-    if now:
-        return NOW
+def _time(seconds: int, nanoseconds: int) -> int:
     # Seconds are signed where the protocol says they are not: a file may be older than 1970.
     return (seconds - (1 << 64) if seconds >> 63 else seconds) * _SECOND + nanoseconds
 

@@ -1,4 +1,8 @@
-"""The values that a request to the union is made of."""
+"""The values that a request to the union is made of.
+
+Those of single requests are not frozen, for that costs 3 to 5 µs each time one is made, a third of a whole request;
+nobody changes them all the same.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ NOW = -1
 """In place of a time: the present one, taken by the file system that stores it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Who makes something new: its owner, its group, the process, and the umask that applies without a default ACL."""
 
@@ -20,7 +24,7 @@ class Caller:
     umask: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Changes:
     """New attributes; None leaves one alone. ``size`` is in bytes, times in nanoseconds since 1970 or `NOW`.
 
