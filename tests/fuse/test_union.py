@@ -443,7 +443,14 @@ def _as_ordinary_user(place: Path) -> None:
     import tests.support.unions as support  # noqa: PLC0415  its marks depend on who asks
 
     support.MARKS = type(support.MARKS).OVERLAY_USER
-    with stacked(place, [make_layer(place / "layer")]) as stack:
+    layer = make_layer(place / "layer")
+    (layer / "closed/inner").mkdir(parents=True)
+    for name in ("closed/file", "closed/other"):
+        (layer / name).write_bytes(name.encode())
+    (layer / "closed/other").chmod(0o444)
+    (layer / "closed/inner").chmod(0o555)
+    (layer / "closed").chmod(0o555)
+    with stacked(place, [layer]) as stack:
         client = Client(stack, Caller(os.geteuid(), os.getegid(), 1, 0o022))
         client.write(b"file", b"upper")
         client.union.unlink(*client.at(b"dir/big"))
@@ -451,6 +458,9 @@ def _as_ordinary_user(place: Path) -> None:
         handle = client.union.open(node, os.O_WRONLY)
         handle.write(b"W", 0)
         handle.close()
+        client.write(b"closed/file", b"changed")
+        client.union.rename(1, b"closed", 1, b"shut")
+        client.union.set_attributes(client.node(b"shut"), Changes(mode=0o300))
         client.union.rename(1, b"dir", 1, b"moved")
         assert os.getxattr(stack.upper_path / "moved", b"user.overlay.opaque") == b"y"
         before = client.tree()

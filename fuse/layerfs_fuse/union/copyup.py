@@ -20,7 +20,7 @@ from layerfs_fuse.union.data import copy_data
 from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.tree import Tree, fail
-from layerfs_fuse.union.upper import CREATE, proc, proc_name
+from layerfs_fuse.union.upper import CREATE, PATH, eased, proc, proc_name
 
 if TYPE_CHECKING:
     from layerfs_fuse.redirect.file import RedirectedFile
@@ -74,22 +74,33 @@ class CopyUp(Tree):
         place = self._place(parent)
         mode = stat.S_IMODE(index.mode(row))
         inherits = self.mode(parent) & stat.S_ISGID or not parent.plain
-        if directory.bare and self._is_mine(entry) and not mode & _SET_IDS and not inherits:
-            os.mkdir(name, mode, dir_fd=place)
-        else:
-            fresh = upper.fresh()
-            os.mkdir(fresh, 0o700, dir_fd=upper.work)
-            try:
-                self._give(fresh, row, entry)
-                os.rename(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place)
-            except OSError:
-                upper.discard(fresh)
-                raise
+        with self._eased(parent):
+            if directory.bare and self._is_mine(entry) and not mode & _SET_IDS and not inherits:
+                os.mkdir(name, mode, dir_fd=place)
+            else:
+                fresh = upper.fresh()
+                os.mkdir(fresh, 0o700, dir_fd=upper.work)
+                try:
+                    self._give(fresh, row, entry)
+                    self._move_directory_in(fresh, mode, place, name)
+                except OSError:
+                    upper.discard(fresh)
+                    raise
         self._admit(directory, parent, name)
         # The disk has the time of the making, and mostly something is made inside right away.
         directory.owed = True
         self._owed[directory] = None
         return directory
+
+    def _move_directory_in(self, fresh: bytes, mode: int, place: int, name: bytes) -> None:
+        """Move a directory from the working directory to its place; its owner must be allowed to write in it."""
+        upper = self._writable()
+        fd = os.open(fresh, PATH, dir_fd=upper.work)
+        try:
+            with eased(proc(fd), mode):
+                os.rename(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place)
+        finally:
+            os.close(fd)
 
     def _is_mine(self, entry: bytearray) -> bool:
         """Tell whether what this process makes belongs to the same user and group."""
@@ -169,10 +180,12 @@ class CopyUp(Tree):
         done: list[tuple[Directory, bytes]] = []
         try:
             for parent, name in list(zip(parents, names, strict=True))[:-1]:
-                place = self._place(parent)
-                os.link(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place, follow_symlinks=False)
+                with self._eased(parent):
+                    place = self._place(parent)
+                    os.link(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place, follow_symlinks=False)
                 done.append((parent, name))
-            os.rename(fresh, names[-1], src_dir_fd=upper.work, dst_dir_fd=self._place(parents[-1]))
+            with self._eased(parents[-1]):
+                os.rename(fresh, names[-1], src_dir_fd=upper.work, dst_dir_fd=self._place(parents[-1]))
         except OSError:
             for parent, name in done:
                 os.unlink(name, dir_fd=self._place(parent))
@@ -232,7 +245,7 @@ class CopyUp(Tree):
         mode = stat.S_IMODE(self.index.mode(row))
         instead = partial(self._redirect, row) if self._redirects_from(wanted) else None
         redirected = False
-        target = os.open(fresh, CREATE | os.O_RDWR, mode & ~_SET_IDS, dir_fd=upper.work)
+        target = os.open(fresh, CREATE | os.O_RDWR, mode & ~_SET_IDS | stat.S_IWUSR, dir_fd=upper.work)
         try:
             if wanted:
                 source = self.lower.open(row, os.O_RDONLY)
@@ -245,9 +258,9 @@ class CopyUp(Tree):
                 os.fchown(target, uid, gid)
             if self.index.has_xattrs(row):
                 self._copy_xattrs(row, target)
-            if mode & _SET_IDS or self.index.has_xattrs(row):
-                os.fchmod(target, mode)
             upper.mark_ino(target, self.index.ino(row))
+            if mode & _SET_IDS or not mode & stat.S_IWUSR or self.index.has_xattrs(row):
+                os.fchmod(target, mode)  # at last: without permission to write an ordinary user cannot put marks
             os.utime(target, ns=times_of(entry))
             if not self.options.volatile and wanted and not redirected:
                 os.fsync(target)

@@ -182,7 +182,8 @@ class Removal(Names):
         upper = self._writable()
         place = self._place(directory)
         self._hold_times(directory)
-        upper.mark_opaque(proc(place))
+        with self._eased(directory):
+            upper.mark_opaque(proc(place))
         directory.marked = False
         self._part(directory)
 
@@ -191,11 +192,13 @@ class Removal(Names):
         upper = self._writable()
         place = self._place(directory)
         self._hold_times(directory)
-        for name in [name for name, known in directory.children.items() if known == HIDDEN]:
-            os.unlink(name, dir_fd=place)
-            del directory.children[name]
+        with self._eased(directory):
+            for name in [name for name, known in directory.children.items() if known == HIDDEN]:
+                os.unlink(name, dir_fd=place)
+                del directory.children[name]
+            if directory.below:
+                upper.mark_ino(proc(place), directory.ino, follow=True)
         if directory.below:
-            upper.mark_ino(proc(place), directory.ino, follow=True)
             if directory.order is not None:
                 rows = self.index.children(directory.below)
                 directory.order.precede({self.index.name(row): row + 1 for row in rows}, directory.children)

@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 from layerfs.contract import WritePolicy
@@ -22,13 +23,14 @@ from layerfs_fuse.attributes import (
     pack_entry,
 )
 from layerfs_fuse.index.format import ROOT, unique_ino
+from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.union.entries import times_of
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.lower import Lower
 from layerfs_fuse.union.node import HIDDEN, Directory, Node
 from layerfs_fuse.union.requests import Options
-from layerfs_fuse.union.upper import PATH, Upper, proc, proc_name
+from layerfs_fuse.union.upper import PATH, Upper, eased, proc, proc_name
 
 if TYPE_CHECKING:
     from layerfs_fuse.redirect.store import Redirects
@@ -260,6 +262,13 @@ class Tree:
         place, path, follow = self._reach(node)
         return (path, follow) if place is None else (proc_name(place, path), follow)
 
+    def _eased(self, directory: Directory) -> AbstractContextManager[None]:
+        """Let this process do in an upper directory, for the time of a block, what its mode denies the owner."""
+        mode = stat.S_IMODE(self.mode(directory))
+        if self._euid == 0 or mode & stat.S_IRWXU == stat.S_IRWXU:
+            return nullcontext()
+        return eased(proc(self._place(directory)), mode)
+
     # -- times of directories ------------------------------------------------------------------------------------------
 
     def _touch(self, directory: Directory) -> None:
@@ -290,21 +299,23 @@ class Tree:
     def _load(self, directory: Directory) -> None:
         """Read the names of an upper directory, and count the directories that show in it."""
         place = self._place(directory)
-        fd = os.open(b".", _LIST, dir_fd=place)
-        try:
-            with os.scandir(fd) as found:
-                kinds = {os.fsencode(one.name): _kind(one) for one in found}
-        finally:
-            os.close(fd)
+        with self._eased(directory):
+            fd = os.open(b".", _LIST, dir_fd=place)
+            try:
+                with os.scandir(fd) as found:
+                    kinds = {os.fsencode(one.name): _kind(one) for one in found}
+            finally:
+                os.close(fd)
+            self._find_whiteouts(directory, place, kinds)
         directory.loaded = True
-        self._find_whiteouts(directory, place, kinds)
         directory.children = {name: -kind for name, kind in kinds.items()}
         self._load_subdirectories(directory)
 
     def _find_whiteouts(self, directory: Directory, place: int, kinds: dict[bytes, int]) -> None:
         """Set the kind of whiteouts to 0, and find out the kinds that the listing left open."""
         upper = self._writable()
-        directory.marked = _xattr(proc(place), upper.marks.opaque) == b"x"
+        opaque = upper.read_mark(proc(place), upper.marks.opaque, follow=True)
+        directory.marked = opaque == OPAQUE_XWHITEOUTS
         for name, kind in kinds.items():
             if not kind:
                 status = os.stat(name, dir_fd=place, follow_symlinks=False)
@@ -357,7 +368,7 @@ class Tree:
         below = self._row(directory, name)
         if below and not self.index.is_directory(below):
             below = 0
-        if below and upper.marks.opaque in marks and _xattr(path, upper.marks.opaque) == b"y":
+        if below and upper.marks.opaque in marks and upper.read_mark(path, upper.marks.opaque) == OPAQUE_YES:
             below = 0
         if below:
             ino = self.index.ino(below)
@@ -542,12 +553,3 @@ def _kind(entry: os.DirEntry[str]) -> int:
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
     return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
-
-
-def _xattr(path: bytes, name: bytes) -> bytes:
-    try:
-        return os.getxattr(path, name)
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
-            return b""
-        raise
