@@ -175,9 +175,12 @@ def _run(
         except LayerfsError as error:
             _LOG.error("cannot %s: %s", what, error)
             raise
-        except Exception:
+        except OSError:
             _LOG.exception("cannot %s", what)
             raise
+        except Exception as error:  # a mistake of ours or of a binding's: whoever waits shall hear of it
+            _LOG.exception("cannot %s", what)
+            raise OperationFailed(f"cannot {what}: {error!r}") from error
         return 0
 
     children.end_with(main, report, what)

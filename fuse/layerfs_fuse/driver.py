@@ -27,6 +27,12 @@ from layerfs_fuse.stack import open_index
 TYPE = "fuse.layerfs"
 """The type of its mounts, and the name of the program that performs them: ``mount.fuse.layerfs``."""
 
+_OPTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "server": {"own": (), "fusepy": ("fusepy",)},
+    "passthrough": {"on": (), "off": ("nopassthrough",)},
+}
+"""The driver's options, their values, and what these are as options of a mount."""
+
 _LAYER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -38,8 +44,10 @@ class FuseDriver:
         CopyUnit.FILE, WritePolicy.COPY_ON_WRITE, rebase=True, rootless=True, unprivileged=True
     )
 
-    def __init__(self, directories: LayerDirectories) -> None:
+    def __init__(self, directories: LayerDirectories, words: Sequence[str] = ()) -> None:
+        """Take over the directories; ``words`` are further options of every mount."""
         self._directories = directories
+        self._words = tuple(words)
 
     def create(self, snapshot: Snapshot) -> None:
         """Make the directories (`layerfs.layerdirs`)."""
@@ -53,7 +61,7 @@ class FuseDriver:
         options = _stack([self._directories.diff(one) for one in ids], own if snapshot.writable else None)
         if snapshot.parent is not None:
             options += (f"index={escape_path(self._index(snapshot.parent))}",)
-        return (Mount(TYPE, str(own), (*options, f"log={escape_path(own / 'log')}")),)
+        return (Mount(TYPE, str(own), (*options, f"log={escape_path(own / 'log')}", *self._words)),)
 
     def commit(self, snapshot: Snapshot) -> None:
         """Build the index of the snapshot on that of its parent, and sync both it and the layer."""
@@ -94,7 +102,7 @@ class FuseDriver:
         """Mount a union and change what it shows; raise what goes wrong."""
 
         def mounts(lower: Path, own: Path) -> Sequence[Mount]:
-            return (Mount(TYPE, str(own), (*_stack([lower], own), "volatile")),)
+            return (Mount(TYPE, str(own), (*_stack([lower], own), "volatile", *self._words)),)
 
         self._directories.try_out(mounts)
 
@@ -124,18 +132,33 @@ class FuseDriver:
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     """Open the fuse driver on ``root``; raise `Unsupported` that says why where a union cannot be mounted.
 
-    It is tried once for each root (`layerfs.layerdirs.open_directories`).
+    It is tried once for each root (`layerfs.layerdirs.open_directories`). Options are ``server``, "own" or "fusepy",
+    and ``passthrough``, "on" or "off".
     """
-    for option in options:
-        raise InvalidArgument(f"the fuse driver has no option {option!r}")
+    words = _words(options)
 
     def try_out(directories: LayerDirectories) -> None:
-        FuseDriver(directories).try_out()
+        FuseDriver(directories, words).try_out()
 
     def refusal(problem: LayerfsError) -> Unsupported:
         return Unsupported(f"a union in user space does not work in {root}: {problem}", hint=_hint(problem))
 
-    return FuseDriver(open_directories(root, try_out, refusal))
+    return FuseDriver(open_directories(root, try_out, refusal), words)
+
+
+def _words(options: Mapping[str, str]) -> Sequence[str]:
+    """Return the mount options that the driver's options stand for."""
+    words: list[str] = []
+    for option, value in options.items():
+        values = _OPTIONS.get(option)
+        if values is None:
+            raise InvalidArgument(
+                f"the fuse driver has no option {option!r}", hint=f"it has {' and '.join(sorted(_OPTIONS))}"
+            )
+        if value not in values:
+            raise InvalidArgument(f"{option} is {value!r}", hint=f"give {' or '.join(values)}")
+        words += values[value]
+    return words
 
 
 def _stack(lowers: Sequence[Path], own: Path | None) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class StackOptions:
 
     All paths are absolute; ``lowers`` are the lower directories, the lowest first. ``index`` is a file with their
     merged view, built there if it is missing; None builds one for this mount. ``marks`` is None where the user decides.
-    ``redirect`` stores changed blocks of lower files instead of copying these.
+    ``redirect`` stores changed blocks of lower files instead of copying these. ``fusepy`` serves by that package.
     """
 
     lowers: tuple[Path, ...] = ()
@@ -51,6 +51,7 @@ class StackOptions:
     marks: Whiteouts | None = None
     volatile: bool = False
     redirect: bool = False
+    fusepy: bool = False
     acl: bool = True
     passthrough: bool = True
     allow_other: bool = False
@@ -124,6 +125,7 @@ class _Reading:
             marks=Whiteouts.OVERLAY_USER if "userxattr" in self._switches else None,
             volatile="volatile" in self._switches or self._values.get("fsync") == "0",
             redirect=self._write(),
+            fusepy="fusepy" in self._switches,
             acl="noacl" not in self._switches,
             passthrough="nopassthrough" not in self._switches,
             allow_other=not self._switches.isdisjoint({"allow_other", "allow_root"}),
@@ -158,7 +160,7 @@ _VALUES: Final = frozenset(
     }
 )  # fmt: skip
 _SWITCHES: Final = frozenset(
-    {"userxattr", "volatile", "noacl", "nopassthrough", "allow_other", "allow_root", "squash_to_root"}
+    {"userxattr", "volatile", "noacl", "nopassthrough", "allow_other", "allow_root", "squash_to_root", "fusepy"}
 )
 
 
