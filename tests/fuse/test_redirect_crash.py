@@ -43,6 +43,7 @@ class Disk:
     attributes before it are there, too, in their order.
     """
 
+    lower: Path
     upper: Path
     calls: int
     data: dict[str, list[bytes]] = field(default_factory=lambda: {"upper": [], "map": []})
@@ -69,8 +70,9 @@ class Disk:
         journal = chance.randint(self.journal, now)
         attributes, size = self.attributes[journal]
         data = self._bytes("upper", chance, journal, now)
-        scene = Scene(place, pattern(SIZE))
-        os.utime(scene.lower, ns=(0, 0))
+        scene = Scene(place, b"")
+        scene.lower.unlink()
+        scene.lower.hardlink_to(self.lower)
         scene.file.write_bytes(data[:size].ljust(size, b"\0"))
         for name, value in attributes.items():
             os.setxattr(scene.file, name, value)
@@ -172,7 +174,7 @@ def test_power_failure_shows_old_or_new_and_all_that_fsync_confirmed(
     states, syncs = states_of(seed, steps, fresh_dir / "model")
     scene = Scene(fresh_dir / "scene", pattern(SIZE))
     os.utime(scene.lower, ns=(0, 0))
-    disk = Disk(scene.file, calls=chance.randrange(1, 4 * steps))
+    disk = Disk(scene.lower, scene.file, calls=chance.randrange(1, 4 * steps))
     done, choices = 0, random.Random(seed)
     with scene.redirects() as redirects:
         scene.begin(redirects)

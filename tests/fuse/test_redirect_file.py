@@ -147,12 +147,6 @@ def test_only_changed_blocks_take_space(scene: Scene, file: RedirectedFile) -> N
     assert status.st_blocks * 512 == BLOCK
 
 
-def test_blocks_shown_are_those_of_a_whole_file(file: RedirectedFile) -> None:
-    assert file.blocks(file.status()) * 512 >= SIZE // BLOCK * BLOCK
-    file.write(bytes(SIZE), 0)
-    assert file.blocks(file.status()) * 512 <= SIZE + BLOCK
-
-
 def test_lower_file_is_never_changed(scene: Scene, file: RedirectedFile) -> None:
     before = scene.lower.stat()
     file.write(pattern(SIZE, 9), 0)

@@ -15,6 +15,7 @@ from layerfs.contract import LayerRoot, Mount, WritePolicy
 from layerfs.errors import Corrupt, FailedPrecondition
 from layerfs.kernel import mounting
 from layerfs.layer.changes import upper_changes
+from layerfs.tree import copy_tree
 from layerfs_fuse.attributes import BLOCKS, U64
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.union import Changes, Options
@@ -226,6 +227,15 @@ def test_changed_lower_file_is_an_error(stack: Stack, client: Client) -> None:
     with pytest.raises(OSError, match="lower") as raised:
         read(client, b"dir/second")
     assert raised.value.errno == errno.EIO
+
+
+def test_layer_that_was_copied_is_the_same(fresh_dir: Path, stack: Stack, client: Client) -> None:
+    client.write(b"dir/second", b"new", 5 * BLOCK)
+    client.lookups.clear()
+    stack.union.close()
+    copy_tree(stack.paths[0], fresh_dir / "copy")
+    assert flatten_tree(stack.upper_path, stack.work_path, [fresh_dir, fresh_dir / "copy"]) == 1
+    assert (stack.upper_path / "dir/second").read_bytes() == changed()
 
 
 # -- what others make of the upper directory ---------------------------------------------------------------------------

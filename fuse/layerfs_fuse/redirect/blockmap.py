@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import re
 import struct
@@ -33,25 +34,29 @@ _MARKS = tuple(bytes([0, byte, byte]) + b"\xff" * 253 for byte in SECOND_HALF)
 
 
 class BlockMap:
-    """The states of the blocks; ``states`` has a byte for each (`State`) and is to be read by everybody."""
+    """The states of the blocks; ``states`` has a byte for each (`State`) and is to be read by everybody.
 
-    __slots__ = ("_fd", "states")
+    It is memory that is there once something is written into it: most of a big file is never changed.
+    """
+
+    __slots__ = ("_count", "_fd", "_first", "_last", "states")
 
     def __init__(self, fd: int, blocks: int) -> None:
         """Read the map of a file of ``blocks`` blocks from a descriptor, which is borrowed."""
         self._fd = fd
-        self.states = bytearray(blocks)
-        end = blocks * ENTRY_SIZE
-        at = _next_data(fd, 0)
+        self._count = blocks
+        self._first, self._last = 0, 0
+        """All pending blocks are among these."""
+        self.states = mmap.mmap(-1, max(blocks, 1))
+        end, at = blocks * ENTRY_SIZE, _next_data(fd, 0)
         while at < end:
             piece = os.pread(fd, min(_PIECE, end - at), at)
+            piece = piece[: len(piece) // ENTRY_SIZE * ENTRY_SIZE]
             if not piece:
                 break
-            piece = piece[: len(piece) // ENTRY_SIZE * ENTRY_SIZE]
-            self.states[at // ENTRY_SIZE : (at + len(piece)) // ENTRY_SIZE] = _states(piece)
-            if len(piece) < _PIECE:
-                break
-            at = _next_data(fd, at + len(piece))
+            self._last = (at + len(piece)) // ENTRY_SIZE
+            self.states[at // ENTRY_SIZE : self._last] = _states(piece)
+            at = _next_data(fd, at + len(piece)) if len(piece) == _PIECE else end
 
     def runs(self, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
         """Yield runs of blocks from ``first`` to before ``last``: where one starts, ends, and whether it is not lower.
@@ -59,52 +64,59 @@ class BlockMap:
         Long runs come in several.
         """
         for base in range(first, last, _WINDOW):
-            # A copy, for a search would keep the array from being cut meanwhile.
-            window = bytes(self.states[base : min(base + _WINDOW, last)])
+            window = self.states[base : min(base + _WINDOW, last)]
             for run in _RUN.finditer(window):
                 start, end = run.span()
                 yield base + start, base + end, window[start] != _LOWER
 
     def pending(self) -> list[tuple[int, int]]:
         """Return the runs of pending blocks."""
-        return [run.span() for run in _PENDING_RUN.finditer(bytes(self.states))] if _PENDING in self.states else []
+        first, last = self._first, min(self._last, self._count)
+        found = _PENDING_RUN.finditer(self.states[first:last])
+        return [(first + run.start(), first + run.end()) for run in found]
 
     def cut(self, blocks: int) -> None:
         """Forget the blocks from ``blocks`` on."""
-        del self.states[blocks:]
+        self._count = min(self._count, blocks)
 
     def note(self, first: int, pieces: Sequence[memoryview | bytes]) -> None:
         """Note that the upper file has the blocks from ``first`` on, with ``pieces`` as contents: they become pending.
 
         Those that are upper stay so. Raise ``OSError`` (ENOSPC); then all stay what they were.
         """
-        states = self.states
+        last = first + len(pieces)
+        states = self.states[first:last]
         pack, mark = _PENDING_ENTRY.pack, _PENDING_MARK
         entries = b"".join(
             [
                 UPPER_ENTRY if state == _UPPER else pack(crc32(piece), mark)
-                for state, piece in zip(states[first : first + len(pieces)], pieces, strict=True)
+                for state, piece in zip(states, pieces, strict=True)
             ]
         )
         self._write(first, entries)
-        last = first + len(pieces)
-        states[first:last] = states[first:last].translate(_LATER)
+        self.states[first:last] = states.translate(_LATER)
+        self._widen(first, last)
 
     def settle(self, runs: list[tuple[int, int]]) -> None:
         """Say of runs whose data is on the disk that they are upper, and write that; the caller syncs the map."""
-        states = self.states
         for first, end in runs:
-            last = min(end, len(states))
+            last = min(end, self._count)
             if first < last:
                 self._write(first, UPPER_ENTRY * (last - first))
-                states[first:last] = bytes([_UPPER]) * (last - first)
+                self.states[first:last] = bytes([_UPPER]) * (last - first)
+        if not self.pending():
+            self._first = self._last = 0
 
     def unsettle(self, runs: list[tuple[int, int]]) -> None:
         """Take `settle` back in memory, after the map could not be synced."""
-        for first, end in runs:
-            last = min(end, len(self.states))
-            if first < last:
-                self.states[first:last] = bytes([_PENDING]) * (last - first)
+        for first, last in runs:
+            self.states[first:last] = bytes([_PENDING]) * (last - first)
+            self._widen(first, last)
+
+    def _widen(self, first: int, last: int) -> None:
+        """Note that pending blocks are there."""
+        self._first = min(self._first, first) if self._last else first
+        self._last = max(self._last, last)
 
     def check(self, block: int, content: bytes | memoryview) -> bool:
         """Tell whether a pending block's content is the one that was noted; if not, it is lower again."""

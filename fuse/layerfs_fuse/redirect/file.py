@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
 
 from layerfs.kernel import syscalls
@@ -26,8 +27,6 @@ _KNOWN_MODES = KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE
 _ZEROING = PUNCH_HOLE | ZERO_RANGE
 _PIECE = 1 << 20
 _MANY = 1 << 16
-_BLOCKS = 512
-"""Bytes of what st_blocks counts (inode(7))."""
 _LOWER, _PENDING, _UPPER = State.LOWER.value, State.PENDING.value, State.UPPER.value
 
 
@@ -80,6 +79,12 @@ class RedirectedFile:
         if lost:
             _log.info("%d blocks that were written and not synced before a crash are as they were", lost)
 
+    def seal(self) -> None:
+        """Note what the lower file is known by wherever it lies; raise ``OSError``."""
+        if not self.header.identity.sampled:
+            self.header = replace(self.header, identity=self.header.identity.with_sample(self._lower))
+            self._marks.rewrite(self.header)
+
     def release(self) -> None:
         """Say that one of those who use it does so no more."""
         self.users -= 1
@@ -105,16 +110,11 @@ class RedirectedFile:
     @property
     def unsettled(self) -> bool:
         """Tell whether blocks are pending: only `sync` makes them sure."""
-        return _PENDING in self._states
+        return bool(self._blocks.pending())
 
     def status(self) -> os.stat_result:
         """Return the status of the upper file."""
         return os.fstat(self._upper)
-
-    def blocks(self, status: os.stat_result) -> int:
-        """Return ``st_blocks`` to show: what the upper file takes, and what shows of the lower one."""
-        showing = self._states.count(_LOWER) << self._shift
-        return min(status.st_blocks + showing // _BLOCKS, max(status.st_blocks, -(-status.st_size // _BLOCKS)))
 
     def _end_block(self, offset: int) -> int:
         """Return the first block that begins at or after ``offset``."""
@@ -133,7 +133,7 @@ class RedirectedFile:
         if offset >= shown:
             return os.pread(self._upper, size, offset)
         first, last = offset >> self._shift, self._end_block(min(end, shown))
-        lower = self._states.count(_LOWER, first, last)
+        lower = self._states[first:last].count(_LOWER)
         if not lower:
             return os.pread(self._upper, size, offset)
         if lower == last - first and end <= shown:
@@ -187,7 +187,7 @@ class RedirectedFile:
         end = offset + len(data)
         if offset < self._shown and data:
             first, last = offset >> self._shift, self._end_block(min(end, self._shown))
-            if self._states.count(_UPPER, first, last) != last - first:
+            if self._states[first:last].count(_UPPER) != last - first:
                 with self._lock:
                     return self._redirect(data, offset, first, last)
         done = _write_all(self._upper, data, offset)
@@ -237,7 +237,7 @@ class RedirectedFile:
             self._cut_since_sync = True
             self._marks.owe(size)
             block = size >> self._shift
-            if block < len(self._states) and self._states[block] == _PENDING:
+            if size & (1 << self._shift) - 1 and self._states[block] == _PENDING:
                 start = block << self._shift
                 self._blocks.note(block, [os.pread(self._upper, size - start, start)])
         self._marks.settle()

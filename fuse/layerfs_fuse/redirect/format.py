@@ -38,14 +38,16 @@ offset  bytes
 4       4      zero
 8       8      length of the lower file
 16      8      its modification time, nanoseconds since 1970, signed
-24      8      BLAKE2b of its first, middle and last 4,096 bytes (all of a file of up to 12,288)
-32      8      *shown*: bytes of it that may still show; truncation makes it less, nothing more
-40      16     id of the map
-56      rest   path of the lower file in its layer
+24      8      its inode number
+32      8      BLAKE2b of its first, middle and last 4,096 bytes (all of a file of up to 12,288); zeros at first
+40      8      *shown*: bytes of it that may still show; truncation makes it less, nothing more
+48      16     id of the map
+64      rest   path of the lower file in its layer
 ======  =====  ===============================================================================
 
 The lower file is looked for at its path in its layer, then in the others from the top. Length, modification time and
-the sample are its identity: they survive a copy of the layer, which inode numbers do not.
+the sample are its identity: they survive a copy of the layer, which inode numbers do not. The sample is taken when
+the file is closed, since it may have to be read from a disk; until then the inode number stands for it.
 
 The map (little-endian)
 -----------------------
@@ -104,7 +106,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Self
 
@@ -124,7 +126,8 @@ ENTRY_SIZE = 8
 SECOND_HALF = b"LFS"
 UPPER_ENTRY = b"\0\0\0\0" + SECOND_HALF + b"\2"
 
-_HEADER = struct.Struct("<BBHIQq8sQ16s")
+_HEADER = struct.Struct("<BBHIQqQ8sQ16s")
+_NO_SAMPLE = bytes(8)
 _KEPT = struct.Struct("<qqI")
 _SAMPLE = 4096
 _SMALLEST_SHIFT = 12
@@ -143,17 +146,33 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a lower file is known by: length, modification time, and a sample of its bytes."""
+    """What a lower file is known by: length, modification time, and a sample of its bytes, or before that its inode."""
 
     size: int
     mtime_ns: int
-    sample: bytes
+    ino: int
+    sample: bytes = _NO_SAMPLE
 
     @classmethod
-    def of(cls, fd: int) -> Self:
-        """Take it from a file that is open to read."""
+    def of(cls, status: os.stat_result) -> Self:
+        """Take it from a status, without a sample."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+    @property
+    def sampled(self) -> bool:
+        """Tell whether there is a sample."""
+        return self.sample != _NO_SAMPLE
+
+    def with_sample(self, fd: int) -> Self:
+        """Return it with a sample of the file, which is open to read."""
+        return replace(self, sample=_sample(fd, self.size))
+
+    def is_of(self, fd: int) -> bool:
+        """Tell whether it is that of a file that is open to read."""
         status = os.fstat(fd)
-        return cls(status.st_size, status.st_mtime_ns, _sample(fd, status.st_size))
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+            return False
+        return _sample(fd, self.size) == self.sample if self.sampled else status.st_ino == self.ino
 
 
 def _sample(fd: int, size: int) -> bytes:
@@ -190,18 +209,18 @@ class Header:
     def pack(self, shown: int) -> bytes:
         """Return the value of the mark, with another length that shows."""
         one = self.identity
-        fixed = _HEADER.pack(FORMAT, self.shift, self.layer, 0, one.size, one.mtime_ns, one.sample, shown, self.id)
-        return fixed + self.path
+        known = (one.size, one.mtime_ns, one.ino, one.sample)
+        return _HEADER.pack(FORMAT, self.shift, self.layer, 0, *known, shown, self.id) + self.path
 
     @classmethod
     def parse(cls, value: bytes) -> Self:
         """Read the value of the mark; raise ``ValueError`` where it is none of this format."""
         if len(value) <= _HEADER.size or value[0] != FORMAT:
             raise ValueError("a redirect of another format")
-        _, shift, layer, _, size, mtime, sample, shown, number = _HEADER.unpack_from(value)
+        _, shift, layer, _, size, mtime, ino, sample, shown, number = _HEADER.unpack_from(value)
         if shown > size or not _SMALLEST_SHIFT <= shift <= _LARGEST_SHIFT:
             raise ValueError("a redirect that contradicts itself")
-        return cls(shift, layer, Identity(size, mtime, sample), shown, number, value[_HEADER.size :])
+        return cls(shift, layer, Identity(size, mtime, ino, sample), shown, number, value[_HEADER.size :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,12 @@ class Marks:
         self._shown = shown
         self._owed = True
 
+    def rewrite(self, header: Header) -> None:
+        """Write another header; raise ``OSError``, and it is owed."""
+        self._header = header
+        self._owed = True
+        self.settle()
+
     def settle(self) -> None:
         """Write the header if it is owed; raise ``OSError``, and it is owed still."""
         if self._owed:

@@ -73,7 +73,7 @@ class Redirects:
         status = os.fstat(lower)
         if not status.st_size or len(path) > _LONGEST_PATH or not stat.S_ISREG(status.st_mode):
             return False
-        identity = Identity.of(lower)
+        identity = Identity.of(status)
         number = os.urandom(_ID_SIZE)
         header = Header(block_shift(identity.size), layer, identity, identity.size, number, path)
         map_fd = os.open(header.map_name, _MAP | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._maps)
@@ -166,6 +166,7 @@ class Redirects:
         try:
             if file.unsettled:
                 file.sync(datasync=True)
+            file.seal()
         except OSError:
             # Nobody asked for it, so nobody is to be told; the checksums tell what arrived.
             _log.exception("cannot sync a redirected file")
@@ -205,7 +206,7 @@ class Redirects:
             self.sync()
         finally:
             for file in self._files.values():
-                file.close()
+                self._finish(file)
             self._files.clear()
             self._idle.clear()
             os.close(self._maps)
@@ -224,7 +225,7 @@ def find_lower(header: Header, layers: Sequence[int]) -> int:
             if error.errno in _GONE:
                 continue
             raise
-        if stat.S_ISREG(os.fstat(fd).st_mode) and Identity.of(fd) == header.identity:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and header.identity.is_of(fd):
             return fd
         os.close(fd)
     _log.error("no layer has the file %r any more that a redirected file stands on", header.path)
