@@ -2,8 +2,7 @@
 
 A path of a layer is walked one component at a time from the root's descriptor, each opened by ``O_NOFOLLOW`` in the
 directory before it; symbolic links are read and followed here, so that absolute ones and ``..`` end at the root. Nobody
-who renames or links things meanwhile can lead a name out: a descriptor stays where it is. Open directories are kept, as
-most entries lie in the directory of the one before.
+who renames or links things meanwhile can lead a name out: a descriptor stays where it is.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 
@@ -22,18 +20,14 @@ from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.below import Below, is_whiteout
 from layerfs.layer.copyup import copy_up
+from layerfs.layer.opened import Directory, Names, OpenDirectories
 from layerfs.layer.tar import shown
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_OPEN = 200
-"""Directories kept open; half the usual limit of descriptors (1,024) is far away."""
 _MOST_LINKS = 40
 """Symbolic links followed in one path, as path_resolution(7) has it."""
 
 _NONE: Mapping[bytes, bytes] = MappingProxyType({})
-
-Names = dict[bytes, "Names | None"]
-"""What this layer brought into a directory: for each name the same of that directory, or None for another file."""
 
 
 class Purpose(Enum):
@@ -55,34 +49,12 @@ class _Step(Enum):
     """Another file has the name, and may not be replaced."""
 
 
-@dataclass(slots=True, eq=False)
-class Directory:
-    """An open directory. ``path`` is its real one below the root: b"" for the root, b"/usr/lib" for another.
-
-    ``touched`` tells that ``times`` (access and modification, in ns) must be set again before it is closed. ``plain``
-    tells that a file made in it gets just the mode and the group that it is given: no default ACL, no set-group-id.
-    ``opaque`` tells that nothing of lower layers shows in it. ``names`` is None where nothing has to be remembered.
-    """
-
-    path: bytes
-    fd: int
-    parent: Directory | None
-    name: bytes
-    gid: int
-    plain: bool
-    opaque: bool
-    times: tuple[int, int]
-    names: Names | None
-    marked: bool = False
-    touched: bool = False
-
-
 class Directories:
     """The directories below one root; use as a context manager.
 
     ``lower`` gives the lower layers merged, for roots that hold one layer only; it is called when they are first looked
-    at, if ever. ``tracking`` tells that the root holds files of lower layers too, so that
-    what this layer brings must be remembered.
+    at, if ever. ``tracking`` tells that the root holds files of lower layers too, so that what the layer brings has to
+    be remembered.
     """
 
     def __init__(
@@ -92,7 +64,7 @@ class Directories:
         self.overlay = root.whiteouts is not Whiteouts.REMOVE
         self.lenient = lenient
         self._opaque_name = attributes.opaque_name(root.whiteouts) if self.overlay else b""
-        self._open: dict[bytes, Directory] = {}
+        self.open = OpenDirectories()
         self._lower: Below | None = None
         self._show_lower = lower if self.overlay and not base else None
         self._hollow: set[bytes] = set()
@@ -102,8 +74,6 @@ class Directories:
         """User and group of the directories that no layer lists."""
         self.apart = False
         """Whether to raise `LowerNeeded` rather than guess what lower layers hold."""
-        self.pinned: Directory | None = None
-        """A directory that stays open whatever else is opened."""
         fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             names: Names | None = {} if tracking else None
@@ -128,7 +98,7 @@ class Directories:
 
     def known(self, path: bytes) -> Directory | None:
         """Return a directory that is open, with all above it, under this very path; so no part of it is a link."""
-        found = self._cached(b"/" + path) if path else self.root
+        found = self.open.get(b"/" + path) if path else self.root
         above = found
         while above is not None:
             if above.fd < 0:
@@ -183,7 +153,7 @@ class Directories:
 
     def opened(self, here: Directory, name: bytes) -> Directory | None:
         """Return a subdirectory that is open."""
-        found = self._cached(here.path + b"/" + name)
+        found = self.open.get(here.path + b"/" + name)
         if found is not None:
             found.parent = here  # the one before may have been closed, and opened again
         return found
@@ -198,13 +168,6 @@ class Directories:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return None
             raise
-
-    def _cached(self, path: bytes) -> Directory | None:
-        """Return a directory that is open, and make it the youngest."""
-        found = self._open.pop(path, None)
-        if found is not None:
-            self._open[path] = found
-        return found
 
     def _above(self, here: Directory) -> Directory:
         """Return the parent, opened again where it was closed; the root is its own."""
@@ -317,7 +280,7 @@ class Directories:
         uid, gid = self.owner if owner is None else owner
         if here.plain:
             made = Directory(here.path + b"/" + name, fd, here, name, here.gid, True, here.opaque, (0, 0), names)
-            self._keep(made, here)
+            self.open.add(made, here)
             if uid != self.uid or gid != self.gid or here.gid != self.gid:
                 self.change_owner(lambda: os.fchown(fd, uid, gid))
             attributes.write(fd, xattrs, lenient=self.lenient)
@@ -380,9 +343,8 @@ class Directories:
         """Hide everything that lower layers have in a directory of an overlay."""
         if self.overlay and not directory.opaque:
             os.setxattr(directory.fd, self._opaque_name, b"y")
-            for path, other in self._open.items():
-                if path == directory.path or path.startswith(directory.path + b"/"):
-                    other.opaque = True
+            for hidden in (directory, *self.open.below(directory.path)):
+                hidden.opaque = True
 
     def mark(self, directory: Directory) -> None:
         """Remember that this layer has brought something into a directory."""
@@ -411,18 +373,8 @@ class Directories:
         times = (status.st_atime_ns, status.st_mtime_ns)
         directory = Directory(path, fd, parent, name, status.st_gid, plain, opaque, times, names)
         if parent is not None:
-            self._keep(directory, parent)
+            self.open.add(directory, parent)
         return directory
-
-    def _keep(self, directory: Directory, parent: Directory) -> None:
-        """Take a directory among those that are open; close the one that was not looked for the longest."""
-        self._open[directory.path] = directory
-        if len(self._open) > _MOST_OPEN:
-            for oldest in self._open.values():
-                if oldest is not self.pinned and oldest is not directory and oldest is not parent:
-                    del self._open[oldest.path]
-                    self._close(oldest)
-                    return
 
     def is_hollow(self, directory: Directory) -> bool:
         """Tell whether an overlay's directory was made for whiteouts only, so that hiding it hides all of them."""
@@ -433,34 +385,17 @@ class Directories:
     def forget(self, path: bytes) -> None:
         """Close a directory that is about to be removed, and all below it."""
         self._hollow = {key for key in self._hollow if key != path and not key.startswith(path + b"/")}
-        gone = [key for key in self._open if key == path or key.startswith(path + b"/")]
-        for key in gone:
-            directory = self._open.pop(key)
-            os.close(directory.fd)
-            directory.fd = -1
-
-    @staticmethod
-    def _close(directory: Directory) -> None:
-        """Set the times of a directory, which changed with every entry made in it, and close it."""
-        try:
-            if directory.touched:
-                os.utime(directory.fd, ns=directory.times)
-        finally:
-            os.close(directory.fd)
-            directory.fd = -1
+        self.open.forget(path)
 
     def finish(self) -> None:
         """Set the times of all directories that are still open."""
-        for directory in (*self._open.values(), self.root):
-            if directory.touched:
-                os.utime(directory.fd, ns=directory.times)
+        for directory in (*self.open, self.root):
+            directory.settle()
 
     def close(self) -> None:
         """Close everything."""
-        for directory in (*self._open.values(), self.root):
-            os.close(directory.fd)
-            directory.fd = -1
-        self._open.clear()
+        self.open.close()
+        self.root.close()
         if self._lower is not None:
             self._lower.close()
             self._lower = None

@@ -15,8 +15,9 @@ from layerfs.errors import Corrupt, Unsupported
 from layerfs.layer import attributes, tar
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.below import is_whiteout
-from layerfs.layer.directories import Directories, Directory, Purpose
+from layerfs.layer.directories import Directories, Purpose
 from layerfs.layer.limits import Limits, check
+from layerfs.layer.opened import Directory
 from layerfs.layer.tar import Header, shown
 from layerfs.layer.whiteouts import AUFS_PREFIX, OPAQUE_NAME, WHITEOUT_PREFIX, LayerWhiteouts
 
@@ -272,12 +273,12 @@ class Entries:
         if not target:
             raise Corrupt(f"the hard link {shown(header.name)} has no target")
         directories = self._directories
-        directories.pinned = parent
+        directories.open.pinned = parent
         try:
             where = self._target(header, target)
             self._link(header, where, target[-1], parent, name)
         finally:
-            directories.pinned = None
+            directories.open.pinned = None
         self._brought(parent, name)
 
     def _target(self, header: Header, target: list[bytes]) -> Directory:

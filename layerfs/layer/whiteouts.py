@@ -15,7 +15,8 @@ from layerfs.errors import Corrupt, FailedPrecondition
 from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.below import is_whiteout
-from layerfs.layer.directories import Directories, Directory, Names, Purpose
+from layerfs.layer.directories import Directories, Purpose
+from layerfs.layer.opened import Directory, Names
 from layerfs.layer.tar import shown
 from layerfs.tree import remove_tree
 
