@@ -147,6 +147,7 @@ class Snapshotter:
                     snapshots.set_committed(connection, snapshot.id, None, self._clock())
                     snapshots.set_labels(connection, snapshot.id, rules.checked_labels(plan.labels))
         except BaseException:
+            self._given_up.update(snapshot.id for snapshot in made)  # recovery has what cannot be undone now
             self._undo(self._discard_unseen, made)
             raise
 
