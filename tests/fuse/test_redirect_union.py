@@ -21,7 +21,7 @@ from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.union import Changes, Options
 from tests.fuse.redirect_scene import BLOCK, pattern
 from tests.fuse.test_union_stateful import ROOT, UnionBesideDirectory, run
-from tests.support.unions import MARKS, Client, Stack, stacked
+from tests.support.unions import Client, Stack, own_marks, stacked
 
 REDIRECT = Options(write=WritePolicy.REDIRECT_ON_WRITE, redirect_from=1)
 SIZE = 20 * BLOCK + 7
@@ -261,7 +261,7 @@ def test_commit_refuses_what_is_not_flattened(stack: Stack, client: Client) -> N
     client.write(b"dir/second", b"new", 5 * BLOCK)
     for lower in (stack.paths[0], None):  # changed, or added under its name
         with pytest.raises(FailedPrecondition, match="refers to a lower layer"):
-            list(upper_changes(LayerRoot(stack.upper_path, MARKS), lower))
+            list(upper_changes(LayerRoot(stack.upper_path, own_marks()), lower))
 
 
 def test_flatten_makes_whole_files_of_the_same_inode_and_times(stack: Stack, client: Client) -> None:

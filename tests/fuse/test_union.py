@@ -19,7 +19,7 @@ from layerfs.kernel import mounting
 from layerfs_fuse.attributes import DIRENT
 from layerfs_fuse.union import Caller, Changes, Options, Union, Upper, upper
 from tests.support.rootless import Rootless
-from tests.support.unions import MARKS, Client, Seen, Stack, stacked, tree_of
+from tests.support.unions import Client, Seen, Stack, own_marks, stacked, tree_of
 
 OLD = 1_000_000_000_000_000_000
 PREFIX = b"trusted.overlay." if os.geteuid() == 0 else b"user.overlay."
@@ -391,13 +391,13 @@ def test_a_volatile_overlay_is_not_taken_over(fresh_dir: Path) -> None:
     (fresh_dir / "upper").mkdir()
     (fresh_dir / "work/work/incompat/volatile").mkdir(parents=True)
     with pytest.raises(FailedPrecondition, match="volatile"):
-        Upper.open(fresh_dir / "upper", fresh_dir / "work", marks=MARKS)
+        Upper.open(fresh_dir / "upper", fresh_dir / "work", marks=own_marks())
 
 
 def test_an_upper_directory_has_one_union(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upper, "_PATIENCE", 0.05)
     with pytest.raises(Busy, match="another union"):
-        Upper.open(client.stack.upper_path, client.stack.work_path, marks=MARKS)
+        Upper.open(client.stack.upper_path, client.stack.work_path, marks=own_marks())
     with pytest.raises(Busy):
         upper.settled(client.stack.work_path)
     client.stack.remount()
@@ -440,9 +440,6 @@ def test_an_ordinary_user_has_the_same(rootless_dir: Path, run_rootless: Rootles
 
 
 def _as_ordinary_user(place: Path) -> None:
-    import tests.support.unions as support  # noqa: PLC0415  its marks depend on who asks
-
-    support.MARKS = type(support.MARKS).OVERLAY_USER
     layer = make_layer(place / "layer")
     (layer / "closed/inner").mkdir(parents=True)
     for name in ("closed/file", "closed/other"):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.database import InMemoryExampleDatabase
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -33,10 +34,10 @@ from layerfs_fuse.index.markers import TRUSTED
 from layerfs_fuse.union import NOW, Changes, Handle, Options, Union
 from tests.fuse import layer_trees
 from tests.support import drivers
+from tests.support.rootless import Rootless
 from tests.support.unions import Client, Seen, Stack, tree_of
 
 OLD = 1_000_000_000_123_456_789
-ROOT = os.geteuid() == 0
 _ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in ((0x01, 7), (0x04, 5), (0x10, 5), (0x20, 1))
 )
@@ -69,7 +70,7 @@ def make_layers(place: Path) -> tuple[list[Path], Path]:
     os.mknod(layers[1] / "a/b/b", stat.S_IFCHR, 0)
     os.mknod(layers[1] / "a/c", stat.S_IFCHR, 0)
     (layers[1] / "c/c").write_bytes(b"a file in the place of a directory")
-    prefix = "trusted" if ROOT else "user"
+    prefix = "trusted" if is_root() else "user"
     os.setxattr(layers[1] / "c", f"{prefix}.overlay.opaque", b"y")
     age(layers[1])
     layers[2].mkdir()
@@ -87,6 +88,10 @@ def make_layers(place: Path) -> tuple[list[Path], Path]:
     (model / "a/d").write_bytes(b"top")
     age(model)
     return layers, model
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def age(root: Path) -> None:
@@ -299,12 +304,14 @@ class UnionBesideDirectory(RuleBasedStateMachine):
     def chmod(self, path: bytes, mode: int) -> None:
         if self.through_link(path) or self.kind(path) == stat.S_IFLNK:
             return
+        if not is_root() and self.kind(path) == stat.S_IFDIR:
+            mode |= stat.S_IRWXU  # without it nobody could compare what is inside
         self.both(
             lambda: self.union.set_attributes(self.client.node(path), Changes(mode=mode)),
             lambda: os.chmod(self.path(path), mode),
         )
 
-    @precondition(lambda _: ROOT)
+    @precondition(lambda _: is_root())
     @rule(path=PATHS, uid=st.sampled_from([None, 0, 7]), gid=st.sampled_from([None, 0, 8]))
     def chown(self, path: bytes, uid: int | None, gid: int | None) -> None:
         if self.through_link(path) or uid is gid is None:
@@ -497,7 +504,7 @@ class UnionOfDrawnLayers(UnionBesideDirectory):
         lowers = ":".join(map(str, reversed(layers)))
         with mounting.mounted([Mount("overlay", "overlay", (f"lowerdir={lowers}",))]) as mounted:
             # The kernel lists whiteouts where nothing is below, and finds nothing there: cp complains and goes on.
-            command = ["cp", "--archive", f"{mounted}/.", self.place / "model"]
+            command = ["cp", "--archive", f"{mounted}/.", str(self.place / "model")]
             subprocess.run(command, check=False, capture_output=True)
         age(self.place / "model")
         return layers, self.place / "model"
@@ -520,12 +527,18 @@ def run(machine: type[UnionBesideDirectory]) -> None:
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            database=InMemoryExampleDatabase(),  # an ordinary user may not write below the checkout
         ),
     )
 
 
 def test_union_and_directory_stay_the_same() -> None:
-    run(type("Machine", (UnionBesideDirectory,), {"kernel": ROOT}))
+    run(type("Machine", (UnionBesideDirectory,), {"kernel": is_root()}))
+
+
+@pytest.mark.rootless
+def test_an_ordinary_users_union_and_directory_stay_the_same(run_rootless: Rootless) -> None:
+    run_rootless(run, UnionBesideDirectory)
 
 
 @pytest.mark.root
