@@ -20,7 +20,7 @@ from layerfs_fuse.attributes import BLOCKS, U64
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.union import Changes, Options
 from tests.fuse.redirect_scene import BLOCK, pattern
-from tests.fuse.test_union_stateful import ROOT, UnionBesideDirectory, run
+from tests.fuse.test_union_stateful import UnionBesideDirectory, is_root, run
 from tests.support.unions import Client, Stack, own_marks, stacked
 
 REDIRECT = Options(write=WritePolicy.REDIRECT_ON_WRITE, redirect_from=1)
@@ -31,7 +31,7 @@ CONTENT = pattern(SIZE)
 class RedirectingUnion(UnionBesideDirectory):
     """The machine of the union with every lower file redirected; at the end all are flattened and seen again."""
 
-    kernel = ROOT
+    kernel = is_root()
     options = REDIRECT
 
     def compare_with_kernel(self) -> None:
