@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import ClassVar
 
 from layerfs.contract import CopyUnit, Driver, LayerRoot, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
 from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
+from layerfs.kernel import mounting
 from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.stack import open_index
+from layerfs_fuse.union.upper import settled
 
 TYPE = "fuse.layerfs"
 """The type of its mounts, and the name of the program that performs them: ``mount.fuse.layerfs``."""
@@ -65,17 +67,29 @@ class FuseDriver:
 
     def commit(self, snapshot: Snapshot) -> None:
         """Build the index of the snapshot on that of its parent, and sync both it and the layer."""
-        with ExitStack() as stack:
-            layers = [self._open(one, stack) for one in reversed((snapshot.id, *snapshot.parents))]
-            self._build(snapshot, layers)
-        self._directories.sync(snapshot.id)
+        self.commit_all([snapshot])
+
+    def commit_all(self, snapshots: Sequence[Snapshot]) -> None:
+        """Build the indexes of those that no other of them stands on, and sync (`layerfs.contract.CommitsTogether`).
+
+        The index of one in between is built when it is mounted, which hardly ever happens.
+        """
+        for snapshot in snapshots:
+            settled(self._work(snapshot.id))
+        below = {parent for snapshot in snapshots for parent in snapshot.parents}
+        for snapshot in snapshots:
+            if snapshot.id not in below:
+                self._build(snapshot)
+        for snapshot in snapshots[:1]:
+            self._directories.sync(snapshot.id)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure what the snapshot adds to its parents."""
         return self._directories.usage(snapshot.id)
 
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
-        """Delete the directory."""
+        """Delete the directory, once the process that served its last mount has ended."""
+        settled(self._work(id))
         self._directories.remove(id)
 
     def ids(self) -> Iterable[SnapshotId]:
@@ -86,7 +100,12 @@ class FuseDriver:
         """Do nothing: the driver holds nothing open."""
 
     def layer_root(self, snapshot: Snapshot) -> LayerRoot:
-        """Return the directory of changes (`layerfs.contract.DirectAccess`)."""
+        """Return the directory of changes (`layerfs.contract.DirectAccess`).
+
+        An unmount is over before the process that served it has put the last times right: that is waited for.
+        """
+        if snapshot.writable and not mounting.users(self.mounts(snapshot)):
+            settled(self._work(snapshot.id))
         return self._directories.layer_root(snapshot)
 
     def volatile_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
@@ -106,27 +125,29 @@ class FuseDriver:
 
         self._directories.try_out(mounts)
 
+    def _work(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        return self._directories.path(id) / "work"
+
     def _index(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._directories.path(id) / "index"
+
+    def _build(self, snapshot: Snapshot) -> None:
+        """Merge the layers above the nearest snapshot with an index into that one's."""
+        chain = (snapshot.id, *snapshot.parents)
+        with ExitStack() as stack:
+            layers = [self._open(one, stack) for one in reversed(chain)]
+            parent = None
+            for depth in range(1, len(chain)):
+                with suppress(NotFound, Corrupt):
+                    parent = stack.enter_context(open_index(self._index(chain[depth]), layers[:-depth]))
+                    layers = layers[-depth:]
+                    break
+            build(self._index(snapshot.id), layers, parent=parent, whiteouts=self._directories.whiteouts, sync=False)
 
     def _open(self, id: SnapshotId, stack: ExitStack) -> int:  # noqa: A002  the contract's word
         fd = os.open(self._directories.diff(id), _LAYER)
         stack.callback(os.close, fd)
         return fd
-
-    def _build(self, snapshot: Snapshot, layers: Sequence[int]) -> None:
-        """Merge one layer into the parent's index; all of them where the parent's is missing or wrong."""
-        path, whiteouts = self._index(snapshot.id), self._directories.whiteouts
-        if snapshot.parent is None:
-            build(path, layers, whiteouts=whiteouts, sync=False)
-            return
-        try:
-            parent = open_index(self._index(snapshot.parent), layers[:-1])
-        except (NotFound, Corrupt):
-            build(path, layers, whiteouts=whiteouts, sync=False)
-            return
-        with parent:
-            build(path, layers[-1:], parent=parent, whiteouts=whiteouts, sync=False)
 
 
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
