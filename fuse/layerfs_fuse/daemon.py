@@ -25,6 +25,7 @@ from typing import NoReturn
 from layerfs.errors import Busy, LayerfsError, OperationFailed
 from layerfs.kernel import children
 from layerfs_fuse import mounting
+from layerfs_fuse.ids import AS_THEY_ARE, IdShift
 from layerfs_fuse.mounting import Attachment
 from layerfs_fuse.operations import Files, handlers
 from layerfs_fuse.server import Channel
@@ -52,6 +53,8 @@ def serve(
     *,
     ready: Ready | None = None,
     volatile: bool = False,
+    users: IdShift = AS_THEY_ARE,
+    groups: IdShift = AS_THEY_ARE,
 ) -> None:
     """Mount ``union`` at ``target``, call ``ready``, answer until it is unmounted; then sync it unless ``volatile``.
 
@@ -67,7 +70,7 @@ def serve(
         if session is None:
             raise OperationFailed(f"the mount at {target} was taken away while it was made")
         files = Files(union, channel, session, limit=limit, volatile=volatile)
-        table = handlers(union, files, channel, session)
+        table = handlers(union, files, channel, session, users=users, groups=groups)
         _unmount_when_told(target)
         way = "passthrough" if session.passthrough else "no open"
         _LOG.info("serving %s, %s, FUSE 7.%d", target, way, session.minor)

@@ -18,6 +18,7 @@ import pytest
 from layerfs.kernel import children, userns
 from layerfs_fuse import daemon, mounting
 from layerfs_fuse.daemon import Ready
+from layerfs_fuse.ids import AS_THEY_ARE, IdShift, parse_shift
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.mounting import Attachment
@@ -36,7 +37,7 @@ WAYS = {
 }
 
 
-def _serve(lower: Path, upper: Path, work: Path, target: Path, wishes: Wishes, ready: Ready) -> None:
+def _serve(lower: Path, upper: Path, work: Path, target: Path, wishes: Wishes, shift: IdShift, ready: Ready) -> None:
     layer = os.open(lower, os.O_PATH | os.O_DIRECTORY)
     build(lower.with_name("index"), [layer], whiteouts=own_marks(), sync=False)
     with (
@@ -45,16 +46,16 @@ def _serve(lower: Path, upper: Path, work: Path, target: Path, wishes: Wishes, r
         closing(Union(index, [layer], written, Options())) as union,
     ):
         attachment = Attachment(allow_other=os.geteuid() == 0)
-        daemon.serve(union, target, attachment, wishes, ready=ready)
+        daemon.serve(union, target, attachment, wishes, ready=ready, users=shift, groups=shift)
 
 
 @contextmanager
-def union_at(directory: Path, wishes: Wishes) -> Iterator[Path]:
+def union_at(directory: Path, wishes: Wishes, shift: IdShift = AS_THEY_ARE) -> Iterator[Path]:
     """Mount what is in ``lower`` below a fresh upper directory; at the end nothing of it runs any more."""
     lower, upper, work, target = (directory / name for name in ("lower", "upper", "work", "mount"))
     for path in (lower, upper, work, target):
         path.mkdir(exist_ok=True)
-    body = partial(_serve, lower, upper, work, target, wishes)
+    body = partial(_serve, lower, upper, work, target, wishes, shift)
     log = directory / "log"
     pid = daemon.start(body, "serve a test", log=log)
     process = os.pidfd_open(pid)
@@ -338,3 +339,84 @@ def test_copying_between_files(mounted: Path) -> None:
 def test_ioctls_are_refused_as_unknown(mounted: Path) -> None:
     with (mounted / "lower").open("rb") as file, pytest.raises(OSError, match="Inappropriate"):
         fcntl.ioctl(file.fileno(), 0x80086601, bytes(8))  # FS_IOC_GETFLAGS
+
+
+@pytest.mark.root
+def test_big_lower_files_are_read_whole_and_in_any_order(fresh_dir: Path) -> None:
+    (fresh_dir / "lower").mkdir()
+    data = random.Random(1).randbytes(5_000_001)
+    (fresh_dir / "lower" / "big").write_bytes(data)
+    with union_at(fresh_dir, WAYS["no open"]) as target:
+        fd = os.open(target / "big", os.O_RDWR)
+        with closing_fd(fd):
+            for start in (4_000_000, 0, 2_500_000, 4_999_999, 5_000_001, 6_000_000):
+                assert os.pread(fd, 300_000, start) == data[start : start + 300_000]
+            os.pwrite(fd, b"changed", 1_000_000)
+            os.fsync(fd)
+        (target / "big").rename(target / "moved")
+        assert (target / "moved").read_bytes() == data[:1_000_000] + b"changed" + data[1_000_007:]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", WAYS)
+def test_removing_and_linking_lower_files_copies_no_data(fresh_dir: Path, way: str) -> None:
+    (fresh_dir / "lower").mkdir()
+    for number in range(5):
+        (fresh_dir / "lower" / str(number)).write_bytes(bytes(100_000))
+    with union_at(fresh_dir, WAYS[way]) as target:
+        for number in range(5):
+            assert (target / str(number)).stat().st_size == 100_000
+            (target / str(number)).unlink()
+        os.sync()
+        assert sorted(os.listdir(target)) == []
+    assert all(stat.S_ISCHR(path.lstat().st_mode) for path in (fresh_dir / "upper").iterdir())
+
+
+@pytest.mark.root
+def test_times_that_are_set_arrive(mounted: Path) -> None:
+    for name in ("lower", "new"):
+        path = mounted / name
+        with path.open("ab") as file:
+            file.write(b"x")
+            file.flush()
+            os.utime(file.fileno(), ns=(10**18 + 5, 10**18 + 7))
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (10**18 + 5, 10**18 + 7)
+        os.utime(path, ns=(-5 * 10**9, -3 * 10**9))
+        assert path.stat().st_mtime_ns == -3 * 10**9
+        assert (mounted.with_name("upper") / name).stat().st_mtime_ns == -3 * 10**9
+
+
+@pytest.mark.root
+def test_owners_are_shown_shifted_and_kept_as_on_disk(fresh_dir: Path) -> None:
+    lower, upper = fresh_dir / "lower", fresh_dir / "upper"
+    (lower / "directory").mkdir(parents=True)
+    (lower / "directory" / "file").write_text("text")
+    for path, owner in ((lower, 100_000), (lower / "directory", 100_007), (lower / "directory" / "file", 5)):
+        os.chown(path, owner, owner)
+    upper.mkdir()
+    os.chown(upper, 100_000, 100_000)
+    shift = parse_shift("0:100000:1000")
+    with union_at(fresh_dir, WAYS["passthrough"], shift) as target:
+        shown = {path.name: path.stat().st_uid for path in (target, *target.rglob("*"))}
+        assert shown == {"mount": 0, "directory": 7, "file": 65534}
+        assert [entry.stat().st_gid for entry in os.scandir(target)] == [7]
+        (target / "new").write_text("new")
+        (target / "made").mkdir()
+        os.chown(target / "made", 3, -1)
+        assert (target / "made").stat().st_uid == 3
+        assert (target / "new").stat().st_uid == 0
+    assert (upper / "new").stat().st_uid == 100_000
+    assert ((upper / "made").stat().st_uid, (upper / "made").stat().st_gid) == (100_003, 100_000)
+
+
+@pytest.mark.root
+def test_squashed_owners_are_all_the_same(fresh_dir: Path) -> None:
+    (fresh_dir / "lower").mkdir()
+    (fresh_dir / "lower" / "file").write_text("text")
+    os.chown(fresh_dir / "lower" / "file", 5, 6)
+    with union_at(fresh_dir, WAYS["no open"], IdShift(squash=0)) as target:
+        assert (target / "file").stat().st_uid == 0
+        os.chown(target / "file", 9, 9)
+        assert (target / "file").stat().st_uid == 0
+        (target / "new").write_text("new")
+    assert (fresh_dir / "upper" / "new").stat().st_uid == 0

@@ -6,8 +6,10 @@ extended attributes, `Files` reads and writes. Each offers a table of handlers; 
 
 from __future__ import annotations
 
+from layerfs_fuse.ids import AS_THEY_ARE, IdShift
 from layerfs_fuse.operations.files import Files
 from layerfs_fuse.operations.names import Names
+from layerfs_fuse.operations.owners import shifted
 from layerfs_fuse.operations.status import Status
 from layerfs_fuse.server import Channel, Handler
 from layerfs_fuse.session import Session
@@ -16,12 +18,22 @@ from layerfs_fuse.union import Union
 __all__ = ["Files", "Names", "Status", "handlers"]
 
 
-def handlers(union: Union, files: Files, channel: Channel, session: Session) -> dict[int, Handler]:
-    """Return what answers each opcode of one mount; other opcodes get ENOSYS, which tells the kernel not to ask again.
+def handlers(
+    union: Union,
+    files: Files,
+    channel: Channel,
+    session: Session,
+    *,
+    users: IdShift = AS_THEY_ARE,
+    groups: IdShift = AS_THEY_ARE,
+) -> dict[int, Handler]:
+    """Return what answers each opcode of one mount, with owners shown as ``users`` and ``groups`` say.
 
-    That is wanted for ACCESS (the kernel checks permissions), FLUSH (nothing waits for a close), OPENDIR (a directory
-    needs no state), INTERRUPT (nothing takes long enough), POLL, BMAP, STATX and locks (the kernel keeps them itself).
+    Other opcodes get ENOSYS, which tells the kernel not to ask again. That is wanted for ACCESS (the kernel checks
+    permissions), FLUSH (nothing waits for a close), OPENDIR (a directory needs no state), INTERRUPT (nothing takes
+    long enough), POLL, BMAP, STATX and locks (the kernel keeps them itself).
     """
     body = channel.body
     parts = (Names(union, files, body), Status(union, body, session), files)
-    return {opcode: handler for part in parts for opcode, handler in part.handlers().items()}
+    table = {opcode: handler for part in parts for opcode, handler in part.handlers().items()}
+    return shifted(table, body, users, groups)

@@ -72,6 +72,13 @@ class Handle:
             self._past = True
             self.record.past += 1
 
+    def resume(self) -> None:
+        """Say that the kernel writes no more into the file itself."""
+        if self.record is not None and self._past:
+            self._past = False
+            self.record.past -= 1
+            self.record.stale = True
+
     def flush(self) -> None:
         """Do what close(2) of one of its descriptors asks: nothing, all data is in the kernel's hands already."""
 
@@ -136,8 +143,6 @@ class Handle:
         if record is not None:
             if record.handle is self:
                 record.handle = None
-            if self._past:
-                record.past -= 1
-                record.stale = True
+            self.resume()
         if self.registry is not None:
             self.registry.remove(self)
