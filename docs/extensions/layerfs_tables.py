@@ -29,6 +29,10 @@ FIXED_STATUSES = (
 """What the command ends with besides an error."""
 
 
+_COLUMNS = ("first write copies", "write policy", "layers", "unpacks side by side", "rootless", "no namespace")
+"""What the table of drivers tells of each."""
+
+
 def exit_statuses() -> list[tuple[str, str, str, str]]:
     """Return the rows of the table: status, error class, gRPC code, meaning; sorted by status."""
     rows = [(status, name, "", meaning) for status, name, meaning in FIXED_STATUSES]
@@ -36,8 +40,8 @@ def exit_statuses() -> list[tuple[str, str, str, str]]:
     return [(str(status), name, code, meaning) for status, name, code, meaning in sorted(rows)]
 
 
-def driver_traits() -> list[tuple[str, str, str, str, str, str]]:
-    """Return the rows of the table: name, unit of copying, policy of writing, layers, rebase, rootless."""
+def driver_traits() -> list[tuple[str, ...]]:
+    """Return the rows of the table: the name and what `_COLUMNS` say."""
     return [(name, *_words(traits)) for name, traits in sorted(_traits())]
 
 
@@ -62,7 +66,7 @@ def _declared(value: type) -> object:
     return value.__dict__.get("traits")
 
 
-def _words(traits: Traits) -> tuple[str, str, str, str, str]:
+def _words(traits: Traits) -> tuple[str, ...]:
     layers = "no limit" if traits.max_layers is None else str(traits.max_layers)
     return (
         traits.copy_unit.value,
@@ -70,6 +74,7 @@ def _words(traits: Traits) -> tuple[str, str, str, str, str]:
         layers,
         "yes" if traits.rebase else "no",
         "yes" if traits.rootless else "no",
+        "yes" if traits.unprivileged else "no",
     )
 
 
@@ -101,8 +106,7 @@ class Drivers(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        header = ("driver", "first write copies", "write policy", "layers", "unpacks side by side", "rootless")
-        return [_table(header, driver_traits())]
+        return [_table(("driver", *_COLUMNS), driver_traits())]
 
 
 def drop_global_options(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:  # noqa: ARG001  Sphinx's signature
