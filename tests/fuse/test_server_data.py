@@ -8,6 +8,7 @@ import os
 import random
 import select
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -420,3 +421,39 @@ def test_squashed_owners_are_all_the_same(fresh_dir: Path) -> None:
         assert (target / "file").stat().st_uid == 0
         (target / "new").write_text("new")
     assert (fresh_dir / "upper" / "new").stat().st_uid == 0
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """Pack an ACL (linux/posix_acl_xattr.h): tag, permissions and id of each entry."""
+    return struct.pack("=I", 2) + b"".join(struct.pack("=HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF
+MINIMAL = acl((1, 6, NOBODY), (4, 5, NOBODY), (32, 1, NOBODY))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["lower", "new"])
+def test_an_acl_that_says_only_permissions_is_a_change_of_mode(mounted: Path, name: str) -> None:
+    path = mounted / name
+    path.touch()
+    path.chmod(0o4777)
+    os.setxattr(path, "system.posix_acl_access", MINIMAL)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o4651
+    assert os.listxattr(path) == []
+    assert stat.S_IMODE((mounted.with_name("upper") / name).stat().st_mode) == 0o4651
+
+
+@pytest.mark.root
+def test_acls_come_and_go(mounted: Path) -> None:
+    path = mounted / "lower"
+    os.setxattr(
+        path,
+        "system.posix_acl_access",
+        acl((1, 6, NOBODY), (2, 7, 5), (4, 4, NOBODY), (16, 7, NOBODY), (32, 4, NOBODY)),
+    )
+    assert os.listxattr(path) == ["system.posix_acl_access"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o674
+    os.setxattr(path, "system.posix_acl_access", MINIMAL)
+    assert os.listxattr(path) == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o651

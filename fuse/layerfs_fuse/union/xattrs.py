@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 
 from layerfs.layer.attributes import ACCESS_ACL, DEFAULT_ACL
 from layerfs_fuse.index.markers import USER, Marks
@@ -12,6 +13,19 @@ from layerfs_fuse.union.listing import Listing
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.tree import fail
 from layerfs_fuse.union.upper import proc
+
+_MINIMAL_ACL = struct.Struct("=I HHI HHI HHI")
+_SET_IDS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+
+
+def _permissions(acl: bytes) -> int | None:
+    """Return the permissions that an ACL says, if they are all that it says, as in those that `cp -a` writes."""
+    if len(acl) != _MINIMAL_ACL.size:
+        return None
+    version, *entries = _MINIMAL_ACL.unpack(acl)
+    owner, group, other = entries[1::3]
+    # linux/posix_acl_xattr.h and linux/posix_acl.h: ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER.
+    return int(owner << 6 | group << 3 | other) if version == 2 and entries[0::3] == [1, 4, 32] else None  # noqa: PLR2004
 
 
 class Xattrs(Listing):
@@ -74,6 +88,12 @@ class Xattrs(Listing):
             self.get_xattr(number, name)  # without it nothing needs to be copied up
         node = self._changed(number)
         self._before(node, name)
+        if name == ACCESS_ACL and node.bare and (permissions := _permissions(value)) is not None:
+            kept = self.mode(node) & (_SET_IDS & ~stat.S_ISGID if kill_sgid else _SET_IDS)
+            place, grip, _ = self._grip(node)
+            os.chmod(grip, kept | permissions, dir_fd=place)
+            node.stale = True
+            return
         path, follow = self._path(node)
         os.setxattr(path, self._marks.stored(name), value, flags, follow_symlinks=follow)
         node.bare = False
