@@ -263,38 +263,54 @@ class Tables:
 
     def _rewrite(self, directory: int, gone: set[int], fresh: list[bytes], found: Mapping[bytes, Found]) -> None:
         """Write the block of a directory anew behind all others, without some rows and with some new names."""
-        first, count = self._firsts[directory], self._counts[directory]
-        start = self._offsets[first] * 8
-        block = self._records.read(start, self._offsets[first + count] * 8 - start)
+        rows = range(self._firsts[directory], self._firsts[directory] + self._counts[directory])
+        start = self._offsets[rows.start] * 8
+        block = self._records.read(start, self._offsets[rows.stop] * 8 - start)
+        names = [_name_in(block, offset * 8 - start) for offset in self._offsets[rows.start : rows.stop]]
+        stops: dict[int, list[bytes]] = {row - rows.start: [] for row in gone}
+        for name in fresh:
+            stops.setdefault(bisect_left(names, name), []).append(name)
         self._firsts[directory] = len(self._parents)
-        self._counts[directory] = count - len(gone) + len(fresh)
-        done = 0
-        for old in range(first, first + count):
-            begin = self._offsets[old] * 8 - start
-            name = _name_in(block, begin)
-            if old in gone:
-                self._remove(old, crc32(name, directory))
-                continue
-            before = bisect_left(fresh, name, done)
-            if before > done:
-                self._add(directory, fresh[done:before], found)
-                done = before
-            self._move(old, directory, crc32(name, directory), block[begin : self._offsets[old + 1] * 8 - start])
-        if done < len(fresh):
-            self._add(directory, fresh[done:], found)
+        self._counts[directory] = len(rows) - len(gone) + len(fresh)
+        begin = 0
+        for stop in sorted({*stops, len(rows)}):
+            if begin < stop:
+                low, high = (self._offsets[row] * 8 - start for row in (rows[begin], rows[stop - 1] + 1))
+                self._move(directory, rows[begin:stop], names[begin:stop], bytearray(block[low:high]))
+            if new := stops.get(stop):
+                self._add(directory, new, found)
+            begin = stop
+            if stop < len(rows) and rows[stop] in gone:
+                self._remove(rows[stop], crc32(names[stop], directory))
+                begin += 1
 
-    def _move(self, old: int, directory: int, value: int, record: bytes) -> None:
-        row = self._append(record, directory, self._marks[old])
-        self._living -= 1
-        self._parents[old] = 0
-        self._names.replace(value, old, row)
-        self._links.move(old, row)
-        if own := self._directories[old]:
-            self._directories[old] = 0
-            self._directories[row] = own
-            self._rows[own] = row
-        elif (place := self._target_place(old)) is not None:
-            self._targets.append(row << 32 | self._targets[place] & ROW_MASK)
+    def _move(self, directory: int, rows: range, names: list[bytes], records: bytearray) -> None:
+        """Give rows that stand together new numbers behind all others. ``records`` are theirs, and changed.
+
+        A layer that touches a large directory spends its time here.
+        """
+        first = len(self._parents)
+        start = self._offsets[rows.start]
+        offsets = self._offsets[rows.start : rows.stop + 1]
+        shift = (self._records.end >> 3) - start
+        self._offsets.pop()
+        self._offsets.extend([offset + shift for offset in offsets])
+        self._parents.extend([directory] * len(rows))
+        self._directories.extend(self._directories[rows.start : rows.stop])
+        self._marks.extend(self._marks[rows.start : rows.stop])
+        for row, (old, name, offset) in enumerate(zip(rows, names, offsets, strict=False), first):
+            at = offset - start << 3
+            U64.pack_into(records, at + NODEID, row)
+            U64.pack_into(records, at + RECORD_OFF, row + 1)
+            self._names.replace(crc32(name, directory), old, row)
+            self._parents[old] = 0
+            if own := self._directories[old]:
+                self._directories[old] = 0
+                self._rows[own] = row
+            elif (place := self._target_place(old)) is not None:
+                self._targets.append(row << 32 | self._targets[place] & ROW_MASK)
+            self._links.move(old, row)  # whose mark is not set before the end of the layer
+        self._records.append(records)
 
     def _remove(self, row: int, value: int) -> None:
         self._names.replace(value, row, 0)
