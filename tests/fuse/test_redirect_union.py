@@ -6,26 +6,40 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from layerfs.contract import LayerRoot, Mount, WritePolicy
-from layerfs.errors import Corrupt, FailedPrecondition
-from layerfs.kernel import mounting
+from layerfs.errors import Busy, Corrupt, FailedPrecondition, NoSpace
+from layerfs.kernel import mounting, syscalls
 from layerfs.layer.changes import upper_changes
 from layerfs.tree import copy_tree
 from layerfs_fuse.attributes import BLOCKS, U64
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
-from layerfs_fuse.union import Changes, Options
+from layerfs_fuse.stack import own_marks
+from layerfs_fuse.union import Changes, Handle, Options, Union, Upper, upper
 from tests.fuse.redirect_scene import BLOCK, pattern
 from tests.fuse.test_union_stateful import UnionBesideDirectory, is_root, run
-from tests.support.unions import Client, Stack, own_marks, stacked
+from tests.support.rootless import Rootless
+from tests.support.unions import Client, Stack, stacked
 
 REDIRECT = Options(write=WritePolicy.REDIRECT_ON_WRITE, redirect_from=1)
 SIZE = 20 * BLOCK + 7
 CONTENT = pattern(SIZE)
+
+
+@contextmanager
+def unmounted(stack: Stack) -> Iterator[None]:
+    """Close the union for the time of the block."""
+    stack.union.close()
+    stack.upper.close()
+    try:
+        yield
+    finally:
+        stack.upper = Upper.open(stack.upper_path, stack.work_path, marks=own_marks())
+        stack.union = Union(stack.index, stack.fds, stack.upper, stack.options)
 
 
 class RedirectingUnion(UnionBesideDirectory):
@@ -36,10 +50,9 @@ class RedirectingUnion(UnionBesideDirectory):
 
     def compare_with_kernel(self) -> None:
         self.client.lookups.clear()
-        self.stack.union.close()
-        flatten_tree(self.stack.upper_path, self.stack.work_path, self.stack.paths)
-        assert not has_redirects(self.stack.upper_path)
-        self.stack.remount()
+        with unmounted(self.stack):
+            flatten_tree(self.stack.upper_path, self.stack.work_path, self.stack.paths)
+            assert not has_redirects(self.stack.upper_path)
         self.compare()
         super().compare_with_kernel()
 
@@ -203,27 +216,27 @@ def test_copying_union_reads_what_a_redirecting_one_left(fresh_dir: Path, stack:
 def test_lost_map_is_an_error_not_zeros(stack: Stack, client: Client) -> None:
     client.write(b"dir/second", b"new", 5 * BLOCK)
     client.lookups.clear()
-    stack.union.close()
-    (stack.work_path / "redirect" / maps(stack)[0]).unlink()
-    stack.remount()
+    with unmounted(stack):
+        (stack.work_path / "redirect" / maps(stack)[0]).unlink()
     with pytest.raises(OSError, match="map") as raised:
         read(client, b"dir/second")
     assert raised.value.errno == errno.EIO
-    assert has_redirects(stack.upper_path)
-    with pytest.raises(Corrupt, match="dir/second"):
-        flatten_tree(stack.upper_path, stack.work_path, stack.paths)
-    assert has_redirects(stack.upper_path)
+    client.lookups.clear()
+    with unmounted(stack):
+        assert has_redirects(stack.upper_path)
+        with pytest.raises(Corrupt, match="dir/second"):
+            flatten_tree(stack.upper_path, stack.work_path, stack.paths)
+        assert has_redirects(stack.upper_path)
 
 
 def test_changed_lower_file_is_an_error(stack: Stack, client: Client) -> None:
     client.write(b"dir/second", b"new", 5 * BLOCK)
     client.lookups.clear()
-    stack.union.close()
-    lower = stack.paths[0] / "dir/second"
-    times = lower.stat()
-    lower.write_bytes(CONTENT[:-1] + b"!")
-    os.utime(lower, ns=(times.st_atime_ns, times.st_mtime_ns))
-    stack.remount()
+    with unmounted(stack):
+        lower = stack.paths[0] / "dir/second"
+        times = lower.stat()
+        lower.write_bytes(CONTENT[:-1] + b"!")
+        os.utime(lower, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(OSError, match="lower") as raised:
         read(client, b"dir/second")
     assert raised.value.errno == errno.EIO
@@ -232,9 +245,9 @@ def test_changed_lower_file_is_an_error(stack: Stack, client: Client) -> None:
 def test_layer_that_was_copied_is_the_same(fresh_dir: Path, stack: Stack, client: Client) -> None:
     client.write(b"dir/second", b"new", 5 * BLOCK)
     client.lookups.clear()
-    stack.union.close()
-    copy_tree(stack.paths[0], fresh_dir / "copy")
-    assert flatten_tree(stack.upper_path, stack.work_path, [fresh_dir, fresh_dir / "copy"]) == 1
+    with unmounted(stack):
+        copy_tree(stack.paths[0], fresh_dir / "copy")
+        assert flatten_tree(stack.upper_path, stack.work_path, [fresh_dir, fresh_dir / "copy"]) == 1
     assert (stack.upper_path / "dir/second").read_bytes() == changed()
 
 
@@ -269,10 +282,11 @@ def test_flatten_makes_whole_files_of_the_same_inode_and_times(stack: Stack, cli
     client.union.set_attributes(client.node(b"dir/file"), Changes(mtime_ns=12345, mode=0o4755))
     client.write(b"dir/second", b"x" * SIZE, 10)
     client.lookups.clear()
-    stack.union.close()
     before = (stack.upper_path / "dir/file").stat()
     assert has_redirects(stack.upper_path)
-    assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 2
+    with unmounted(stack):
+        assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 2
+        assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 0
     after = (stack.upper_path / "dir/file").stat()
     assert (before.st_ino, before.st_mode, before.st_mtime_ns, before.st_nlink) == (
         *(after.st_ino, after.st_mode, after.st_mtime_ns),
@@ -285,7 +299,6 @@ def test_flatten_makes_whole_files_of_the_same_inode_and_times(stack: Stack, cli
     assert [name for name in names if not name.endswith("layerfs.ino")] == []
     assert maps(stack) == []
     assert not has_redirects(stack.upper_path)
-    assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 0
 
 
 def test_flatten_that_was_interrupted_is_done_again(
@@ -294,11 +307,12 @@ def test_flatten_that_was_interrupted_is_done_again(
     client.write(b"dir/file", b"new", 5 * BLOCK)
     client.union.set_attributes(client.node(b"dir/file"), Changes(mtime_ns=12345))
     client.lookups.clear()
-    stack.union.close()
     for name in ("copy_file_range", "fdatasync", "utime", "removexattr", "unlink"):
-        count = _stopped_after(monkeypatch, name, stack)
-        assert count in (0, 1)
-    assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) <= 1
+        _stopped_after(monkeypatch, name, stack)
+        assert read(client, b"dir/file") == read(client, b"dir/link") == changed()
+        client.lookups.clear()
+    with unmounted(stack):
+        flatten_tree(stack.upper_path, stack.work_path, stack.paths)
     assert (stack.upper_path / "dir/file").read_bytes() == changed()
     assert (stack.upper_path / "dir/file").stat().st_mtime_ns == 12345
 
@@ -307,23 +321,18 @@ class Stopped(BaseException):
     """The process ends here."""
 
 
-def _stopped_after(monkeypatch: pytest.MonkeyPatch, name: str, stack: Stack) -> int:
-    """Flatten, and stop right after the first call of a name; then look at it as a union does."""
+def _stopped_after(monkeypatch: pytest.MonkeyPatch, name: str, stack: Stack) -> None:
+    """Flatten, and stop right after the first call of a name."""
     call = getattr(os, name)
 
     def stop(*arguments: object, **options: object) -> None:
         call(*arguments, **options)
         raise Stopped
 
-    with monkeypatch.context() as patch, ExitStack() as stopped:
+    with unmounted(stack), monkeypatch.context() as patch, ExitStack() as stopped:
         patch.setattr(os, name, stop)
         stopped.enter_context(pytest.raises(Stopped))
         flatten_tree(stack.upper_path, stack.work_path, stack.paths)
-    stack.remount()
-    assert read(Client(stack), b"dir/file") == changed()
-    assert read(Client(stack), b"dir/link") == changed()
-    stack.union.close()
-    return len(maps(stack))
 
 
 def test_flatten_keeps_holes(fresh_dir: Path) -> None:
@@ -334,7 +343,80 @@ def test_flatten_keeps_holes(fresh_dir: Path) -> None:
         lower.write(b"data")
     with stacked(fresh_dir, [fresh_dir / "layer"], options=REDIRECT) as stack:
         Client(stack).write(b"file", b"new", 0)
-        stack.union.close()
-        assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 1
+        with unmounted(stack):
+            assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 1
         assert (stack.upper_path / "file").stat().st_blocks * 512 == 2 * BLOCK
         assert (stack.upper_path / "file").read_bytes()[32 * BLOCK :].startswith(b"data")
+
+
+def test_flatten_waits_for_no_union(stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.write(b"dir/second", b"new", 5 * BLOCK)
+    monkeypatch.setattr(upper, "_PATIENCE", 0.1)
+    with pytest.raises(Busy):
+        flatten_tree(stack.upper_path, stack.work_path, stack.paths)
+
+
+# -- little room, few rights -------------------------------------------------------------------------------------------
+
+
+def _fill(handle: Handle) -> int:
+    """Write until there is no room, and return how much was written."""
+    written, piece = 0, b"x" * 3 * BLOCK
+    while True:
+        try:
+            written += handle.write(piece, written)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return written
+
+
+@pytest.mark.root
+def test_full_disk_leaves_what_was_there(fresh_dir: Path) -> None:
+    big = pattern(1 << 22)
+    (fresh_dir / "layer").mkdir()
+    (fresh_dir / "layer/file").write_bytes(big)
+    (fresh_dir / "small").mkdir()
+    syscalls.mount(b"tmpfs", os.fsencode(fresh_dir / "small"), b"tmpfs", 0, b"size=1m")
+    try:
+        with stacked(fresh_dir / "small", [fresh_dir / "layer"], options=REDIRECT) as stack:
+            client = Client(stack)
+            handle = client.union.open(client.node(b"file"), os.O_RDWR)
+            written = _fill(handle)
+            handle.close()
+            found = read(client, b"file")
+            assert found[:written] == b"x" * written
+            assert found[written:] == big[written:]
+            client.lookups.clear()
+            with unmounted(stack), pytest.raises(NoSpace):
+                flatten_tree(stack.upper_path, stack.work_path, stack.paths)
+            assert read(client, b"file") == found
+    finally:
+        syscalls.umount(os.fsencode(fresh_dir / "small"))
+
+
+def _as_user(place: Path) -> None:
+    """Change a file that its owner may only read."""
+    (place / "layer").mkdir()
+    (place / "layer/file").write_bytes(CONTENT)
+    (place / "layer/file").chmod(0o444)
+    with stacked(place, [place / "layer"], options=REDIRECT) as stack:
+        client = Client(stack)
+        handle = client.union.open(client.node(b"file"), os.O_RDWR)
+        handle.write(b"new", 5 * BLOCK)
+        client.union.set_attributes(client.node(b"file"), Changes(size=6 * BLOCK))
+        handle.close()
+        client.lookups.clear()
+        stack.remount()
+        assert read(client, b"file") == changed()[: 6 * BLOCK]
+        client.write(b"file", b"again", 0)
+        client.lookups.clear()
+        with unmounted(stack):
+            assert flatten_tree(stack.upper_path, stack.work_path, stack.paths) == 1
+        assert (place / "upper/file").read_bytes() == b"again" + changed()[5 : 6 * BLOCK]
+        assert stat.S_IMODE((place / "upper/file").stat().st_mode) == 0o444
+
+
+@pytest.mark.rootless
+def test_ordinary_user_with_a_file_that_is_only_to_be_read(run_rootless: Rootless, rootless_dir: Path) -> None:
+    run_rootless(_as_user, rootless_dir)

@@ -285,7 +285,7 @@ class RedirectedFile:
             return
         with self._lock:
             if self._upper < 0:
-                return
+                return  # which synced it, unless its last name was gone
             # Of their own, for it may be closed meanwhile.
             upper, map_fd = os.dup(self._upper), os.dup(self._map)
         try:

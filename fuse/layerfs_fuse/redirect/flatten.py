@@ -25,6 +25,7 @@ from layerfs_fuse.redirect import marks
 from layerfs_fuse.redirect.file import RedirectedFile
 from layerfs_fuse.redirect.format import DIRECTORY, KEPT, Header, Kept
 from layerfs_fuse.redirect.store import find_lower, open_map, open_writable
+from layerfs_fuse.union.upper import locked
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -45,14 +46,17 @@ def has_redirects(upperdir: Path) -> bool:
 def flatten_tree(upperdir: Path, workdir: Path, layers: Sequence[Path]) -> int:
     """Make all redirected files of an upper directory whole and return how many there were.
 
-    ``layers`` are the lower directories, the lowest first. Nobody may write in any of these directories meanwhile. It
-    may be interrupted and done again. Raise `NoSpace` and what else `os_error` makes of a failure, and `Corrupt` where
-    a map or a lower file is gone or changed; files that were reached before stay whole, the others redirected.
+    ``layers`` are the lower directories, the lowest first. Nobody may write in any of these directories meanwhile; a
+    union is kept out by its lock. It may be interrupted and done again. Raise `Busy` where a union is mounted,
+    `NoSpace` and what else `os_error` makes of a failure, and `Corrupt` where a map or a lower file is gone or changed;
+    files that were reached before stay whole, the others redirected.
     """
     if not has_redirects(upperdir):
         return 0
     try:
         with ExitStack() as stack:
+            os.makedirs(workdir, exist_ok=True)
+            stack.enter_context(opened(locked(workdir)))
             root = stack.enter_context(opened(os.open(upperdir, _LIST)))
             held = tuple(stack.enter_context(opened(os.open(layer, _PATH))) for layer in layers)
             maps = _open_maps(stack, workdir)
@@ -71,7 +75,7 @@ def _open_maps(stack: ExitStack, workdir: Path) -> int:
     """Open the directory of the maps; it is made anew where it is gone, and then there are none."""
     place = os.path.join(os.fsencode(workdir), DIRECTORY)
     with contextlib.suppress(FileExistsError):
-        os.makedirs(place, 0o700)
+        os.mkdir(place, 0o700)
     return stack.enter_context(opened(os.open(place, _LIST | os.O_NOFOLLOW)))
 
 

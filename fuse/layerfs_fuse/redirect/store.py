@@ -116,10 +116,6 @@ class Redirects:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def is_redirected(self, path: bytes) -> bool:
-        """Tell whether the file at a path, which is not followed, is redirected; raise ``OSError`` (EIO)."""
-        return self._marked and _header(path) is not None
-
     def open(self, fd: int) -> RedirectedFile:
         """Open a redirected file, by a descriptor of any kind, which is not kept; to be given back by its `release`.
 

@@ -89,7 +89,7 @@ class Upper:
         """
         with ExitStack() as opened:
             try:
-                lock = _locked(work)
+                lock = locked(work)
                 opened.callback(os.close, lock)
                 at = os.open(_prepared(work), PATH)
                 opened.callback(os.close, at)
@@ -245,15 +245,18 @@ def settled(work: Path) -> None:
     Raise `Busy` where that takes longer than some seconds. A directory that is gone is nobody's.
     """
     try:
-        os.close(_locked(work))
+        os.close(locked(work))
     except FileNotFoundError:
         return
     except OSError as error:
         raise os_error(f"wait for the union that uses {work}", error) from error
 
 
-def _locked(work: Path) -> int:
-    """Return a descriptor that holds the lock of a working directory (flock(2)), also over a fork."""
+def locked(work: Path) -> int:
+    """Return a descriptor that holds the lock of a working directory (flock(2)), also over a fork.
+
+    Raise `Busy` where a union uses it for longer than some seconds, and ``OSError``.
+    """
     fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
     while True:
