@@ -24,8 +24,9 @@ class Listing(Files):
         """Return the names behind ``offset``, as many as fit into ``size`` bytes; nothing at the end.
 
         The reply is an array of ``struct fuse_dirent`` or, with ``plus``, ``struct fuse_direntplus``, and then one
-        lookup is counted of every node in it. "." and ".." are among them, as no lookups. ``offset`` is 0 or the
-        ``off`` of any element of an earlier reply, however long ago.
+        lookup is counted of every node in it. "." and ".." are among them, as no lookups; so is, now and then, a name
+        of which the kernel knows the node and its attributes. ``offset`` is 0 or the ``off`` of any element of an
+        earlier reply, however long ago.
         """
         directory = self._directories.get(number)
         if directory is None:
@@ -140,4 +141,7 @@ class Listing(Files):
             return dirent
         if node.stale or node.past:
             self._refresh(node)
+        elif self._known(node):
+            # What the kernel has need not be packed here, taken in there, and forgotten once more often.
+            return _NONE + dirent
         return bytes(node.entry) + dirent
