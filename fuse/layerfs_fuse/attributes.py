@@ -78,6 +78,31 @@ def pack_attributes(status: os.stat_result, ino: int) -> bytes:
     )
 
 
+def patch_entry(entry: bytearray, status: os.stat_result, ino: int, nlink: int) -> None:
+    """Write a status into an entry where it stands, as `pack_attributes` packs one."""
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = status
+    ATTRIBUTES.pack_into(
+        entry,
+        ENTRY_ATTRIBUTES,
+        ino,
+        size,
+        status.st_blocks,
+        atime,
+        mtime,
+        ctime,
+        status.st_atime_ns % _SECOND,
+        status.st_mtime_ns % _SECOND,
+        status.st_ctime_ns % _SECOND,
+        mode,
+        nlink,
+        uid,
+        gid,
+        status.st_rdev & _RDEV,
+        BLOCK_SIZE,
+        0,
+    )
+
+
 def pack_entry(node: int, attributes: bytes | bytearray | memoryview) -> bytes:
     """Pack a reply to LOOKUP of 128 bytes that the kernel may keep for ever."""
     return ENTRY.pack(node, 0, FOREVER, FOREVER, 0, 0, attributes)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from layerfs.contract import WritePolicy
 from layerfs.layer import attributes
-from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, SIZE, U64
+from layerfs_fuse.attributes import ATTRIBUTES, ENTRY_ATTRIBUTES
 from layerfs_fuse.union.data import copy_data
 from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
+from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.tree import Tree, fail
 from layerfs_fuse.union.upper import CREATE, PATH, eased, proc, proc_name
@@ -145,87 +146,105 @@ class CopyUp(Tree):
         return self._copy_up(number, size)
 
     def _copy_up(self, row: int, size: int | None = None) -> Node:
-        """Copy up a lower file that is no directory, with all names under which it shows."""
+        """Copy up a lower file that is no directory, with all names under which it shows.
+
+        The copy stays open for a moment, since whoever asked for it will change it next.
+        """
         upper = self._writable()
-        index = self.index
-        aliases = index.aliases(row)
-        places = [alias for alias in aliases if len(aliases) == 1 or self._shows(alias)]
         known = self._nodes.get(row)
-        if known is not None and known.row and links_of(known.entry) == 0:
-            places = []
-        parents = [self._changeable(index.parent(alias)) for alias in places]
-        for parent in parents:
+        places = self._places_of(row, known)
+        for parent, _ in places:
             self._hold_times(parent)
         fresh = upper.fresh()
+        fd = kept = -1
         try:
-            status, redirected = self._make_copy(row, fresh, size)
-            node = self._copied_node(row, status, redirected=redirected)
-            if not places:
-                node.fd = os.open(fresh, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
-                os.unlink(fresh, dir_fd=upper.work)
+            fd, redirected = self._make_copy(row, fresh, size)
+            if places:
+                self._bring_in(fresh, places)
             else:
-                self._bring_in(node, fresh, [index.name(alias) for alias in places], parents)
+                kept = os.open(fresh, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
+                os.unlink(fresh, dir_fd=upper.work)
         except OSError:
+            if fd >= 0:
+                os.close(fd)
             upper.discard(fresh)
             raise
+        node = self._copied_node(row, known, places, redirected=redirected)
+        node.fd = kept
+        if redirected:
+            os.close(fd)
+        elif fd >= 0:
+            self._keep_open(Handle(fd, row, os.O_RDWR, node, None))
         if len(places) > 1:
+            self._refresh(node)
             self._inodes[node.inode] = node
-        self._nodes[row] = node
         self._follow(node)
         return node
 
-    def _bring_in(self, node: Node, fresh: bytes, names: list[bytes], parents: list[Directory]) -> None:
+    def _places_of(self, row: int, known: Node | None) -> list[tuple[Directory, bytes]]:
+        """Return the directories, copied up, and names under which a lower file shows."""
+        index = self.index
+        if not index.linked(row):
+            if known is not None:  # only what was unlinked has a node
+                return []
+            return [(self._changeable(index.parent(row)), index.name(row))]
+        rows = [alias for alias in index.aliases(row) if self._shows(alias)]
+        return [(self._changeable(index.parent(alias)), index.name(alias)) for alias in rows]
+
+    def _bring_in(self, fresh: bytes, places: list[tuple[Directory, bytes]]) -> None:
         """Link a copy to all its names but the last, to which it is renamed; what fails half-way is taken back."""
         upper = self._writable()
         done: list[tuple[Directory, bytes]] = []
         try:
-            for parent, name in list(zip(parents, names, strict=True))[:-1]:
+            for parent, name in places[:-1]:
                 with self._eased(parent):
                     place = self._place(parent)
                     os.link(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place, follow_symlinks=False)
                 done.append((parent, name))
-            with self._eased(parents[-1]):
-                os.rename(fresh, names[-1], src_dir_fd=upper.work, dst_dir_fd=self._place(parents[-1]))
+            parent, name = places[-1]
+            with self._eased(parent):
+                os.rename(fresh, name, src_dir_fd=upper.work, dst_dir_fd=self._place(parent))
         except OSError:
             for parent, name in done:
                 os.unlink(name, dir_fd=self._place(parent))
             raise
-        for parent, name in zip(parents, names, strict=True):
-            node.add_name(parent, name)
-            parent.children[name] = node.id
-        node.stale = len(names) > 1
 
-    def _copied_node(self, row: int, status: os.stat_result, *, redirected: bool) -> Node:
-        """Return the node of a copy: the one that there was, or a new one; shown as ``status`` says."""
+    def _copied_node(
+        self, row: int, known: Node | None, places: list[tuple[Directory, bytes]], *, redirected: bool
+    ) -> Node:
+        """Return the node of a copy: the one that there was, or a new one."""
         index = self.index
-        node = self._nodes.get(row)
+        node = known
         if node is None:
             node = Node(row, index.ino(row), bytearray(index.entry(row)), self.kind(row), upper=True)
-        node.upper = True
-        node.inode = status.st_ino
+            self._nodes[row] = node
+        node.upper = node.stale = True
         node.bare = not index.has_xattrs(row)
         node.redirected = redirected
-        self._take(node, status)
+        for parent, name in places:
+            node.add_name(parent, name)
+            parent.children[name] = row
         return node
 
-    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> tuple[os.stat_result, bool]:
-        """Make the copy of a row in the working directory; return its status, and whether it is redirected."""
+    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> tuple[int, bool]:
+        """Make the copy of a row in the working directory.
+
+        Return a descriptor of a regular file, else -1; and whether it is redirected.
+        """
         upper = self._writable()
         index = self.index
         entry = bytearray(index.entry(row))
         mode = index.mode(row)
-        times = times_of(entry)
         if stat.S_ISREG(mode):
             return self._make_copy_of_file(row, fresh, size, entry)
         if stat.S_ISLNK(mode):
             os.symlink(index.target(row), fresh, dir_fd=upper.work)
         else:
-            device = device_of(entry)
-            os.mknod(fresh, stat.S_IFMT(mode) | _WORKING, device, dir_fd=upper.work)
+            os.mknod(fresh, stat.S_IFMT(mode) | _WORKING, device_of(entry), dir_fd=upper.work)
         self._give(fresh, row, entry)
         upper.mark_ino(proc_name(upper.work, fresh), index.ino(row))
-        os.utime(fresh, ns=times, dir_fd=upper.work, follow_symlinks=False)
-        return os.stat(fresh, dir_fd=upper.work, follow_symlinks=False), False
+        os.utime(fresh, ns=times_of(entry), dir_fd=upper.work, follow_symlinks=False)
+        return -1, False
 
     def _redirects_from(self, size: int) -> bool:
         options = self.options
@@ -236,37 +255,40 @@ class CopyUp(Tree):
         index = self.index
         return self._redirected_files().begin(target, source, index.layer(row), index.path(row))
 
-    def _make_copy_of_file(
-        self, row: int, fresh: bytes, size: int | None, entry: bytearray
-    ) -> tuple[os.stat_result, bool]:
+    def _make_copy_of_file(self, row: int, fresh: bytes, size: int | None, entry: bytearray) -> tuple[int, bool]:
         upper = self._writable()
-        whole = int(U64.unpack_from(entry, ENTRY_ATTRIBUTES + SIZE)[0])
+        fields = ATTRIBUTES.unpack_from(entry, ENTRY_ATTRIBUTES)
+        whole, mode, uid, gid = fields[1], stat.S_IMODE(fields[9]), fields[11], fields[12]
         wanted = whole if size is None else min(size, whole)
-        mode = stat.S_IMODE(self.index.mode(row))
-        instead = partial(self._redirect, row) if self._redirects_from(wanted) else None
+        has_xattrs = self.index.has_xattrs(row)
         redirected = False
         target = os.open(fresh, CREATE | os.O_RDWR, mode & ~_SET_IDS | stat.S_IWUSR, dir_fd=upper.work)
         try:
             if wanted:
-                source = self.lower.open(row, os.O_RDONLY)
-                try:
-                    redirected = copy_data(source, target, wanted, whole=wanted == whole, instead=instead)
-                finally:
-                    os.close(source)
-            uid, gid = owner_of(entry)
-            if (uid, gid) != (self._euid, self._egid):
+                redirected = self._fill(row, target, wanted, whole=wanted == whole)
+            if uid != self._euid or gid != self._egid:
                 os.fchown(target, uid, gid)
-            if self.index.has_xattrs(row):
+            if has_xattrs:
                 self._copy_xattrs(row, target)
-            upper.mark_ino(target, self.index.ino(row))
-            if mode & _SET_IDS or not mode & stat.S_IWUSR or self.index.has_xattrs(row):
+            upper.mark_ino(target, fields[0])
+            if has_xattrs or mode & _SET_IDS or not mode & stat.S_IWUSR:
                 os.fchmod(target, mode)  # at last: without permission to write an ordinary user cannot put marks
             os.utime(target, ns=times_of(entry))
-            if not self.options.volatile and wanted and not redirected:
+            if wanted and not self.options.volatile and not redirected:
                 os.fsync(target)
-            return os.fstat(target), redirected
-        finally:
+        except OSError:
             os.close(target)
+            raise
+        return target, redirected
+
+    def _fill(self, row: int, target: int, size: int, *, whole: bool) -> bool:
+        """Copy the data of a row; tell whether it is redirected instead."""
+        instead = partial(self._redirect, row) if self._redirects_from(size) else None
+        source = self.lower.open(row, os.O_RDONLY)
+        try:
+            return copy_data(source, target, size, whole=whole, instead=instead)
+        finally:
+            os.close(source)
 
     def _open_redirected(self, node: Node) -> RedirectedFile:
         """Open a redirected file, shared with whoever has it open."""

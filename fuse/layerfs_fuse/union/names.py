@@ -188,6 +188,8 @@ class Names(CopyUp):
             fail(errno.EPERM, name)
         directory = self._changeable(parent)
         hidden = self._vacant(directory, name)
+        if not node.inode:
+            self._refresh(node)
         source_dir, source, follow = self._reach(node)
         place = self._place(directory)
         if hidden:

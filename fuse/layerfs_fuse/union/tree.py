@@ -21,6 +21,7 @@ from layerfs_fuse.attributes import (
     U64,
     pack_attributes,
     pack_entry,
+    patch_entry,
 )
 from layerfs_fuse.index.format import ROOT, unique_ino
 from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES
@@ -69,6 +70,7 @@ class Tree:
         self._owed: dict[Directory, None] = {}
         self._readers: dict[int, list[Handle]] = {}
         self._redirects: Redirects | None = None
+        self._recent: Handle | None = None
         self._euid, self._egid = os.geteuid(), os.getegid()
         self._ordinal = 0
         if upper is not None:
@@ -184,12 +186,14 @@ class Tree:
 
     def _take(self, node: Node, status: os.stat_result) -> None:
         """Show a file as ``status`` says; of a directory the links are those that show."""
-        node.entry[ENTRY_ATTRIBUTES:] = pack_attributes(status, node.ino)
+        if isinstance(node, Directory):
+            patch_entry(node.entry, status, node.ino, 0 if node.dead else 2 + node.subdirectories)
+            return
+        node.inode = status.st_ino
+        patch_entry(node.entry, status, node.ino, status.st_nlink)
         if node.redirected:
             # What lies in the lower file counts: some take a file without blocks for one without data.
             U64.pack_into(node.entry, _BLOCKS, max(status.st_blocks, -(-status.st_size // 512)))
-        if isinstance(node, Directory):
-            U32.pack_into(node.entry, _NLINK, 0 if node.dead else 2 + node.subdirectories)
 
     def _count_subdirectories(self, directory: Directory, change: int) -> None:
         directory.subdirectories += change
@@ -268,6 +272,12 @@ class Tree:
         if self._euid == 0 or mode & stat.S_IRWXU == stat.S_IRWXU:
             return nullcontext()
         return eased(proc(self._place(directory)), mode)
+
+    def _keep_open(self, handle: Handle | None) -> None:
+        """Keep a file open until the next one is kept."""
+        recent, self._recent = self._recent, handle
+        if recent is not None:
+            recent.close()
 
     # -- times of directories ------------------------------------------------------------------------------------------
 
@@ -517,6 +527,8 @@ class Tree:
         """Let an object go that nobody needs; its names are looked at again when somebody asks."""
         if self._known(node) or node.past or node.id == ROOT:
             return
+        if self._recent is not None and self._recent.record is node:
+            self._keep_open(None)
         if isinstance(node, Directory):
             if any(known > 0 for known in node.children.values()):
                 return

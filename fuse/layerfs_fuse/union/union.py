@@ -61,6 +61,8 @@ class Union(Xattrs):
         """Put right what is owed to the disk, and close all descriptors; those that were given stay open."""
         for directory in list(self._owed):
             self._settle_quietly(directory)
+        self._keep_open(None)
+        self.lower.close()
         for directory in list(self._open):
             self._close(directory)
         for node in self._nodes.values():
