@@ -16,6 +16,7 @@ import pickle
 import random
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -262,6 +263,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=MEMORY, help=f"directory to work in (default {MEMORY})")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trees go
     for size in (int(size) for size in chosen.sizes.split(",")):
         work = Path(tempfile.mkdtemp(prefix="layerfs-bench-", dir=chosen.work))
         try:

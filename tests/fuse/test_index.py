@@ -6,6 +6,7 @@ import os
 import random
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -381,6 +382,21 @@ def test_inodes_of_several_file_systems_differ(fresh_dir: Path) -> None:
             assert len({index.ino(row) for row in rows}) == len(rows) == 10
             assert index.ino(rows[0]) == (layers[0] / "10").stat().st_ino
             assert [layer.ordinal for layer in index.layer_table] == [0, 1]
+
+
+@pytest.mark.root
+@pytest.mark.driver("btrfs")
+def test_inodes_of_subvolumes_differ(btrfs_mount: Path, fresh_dir: Path) -> None:
+    layers = [btrfs_mount / "index-1", btrfs_mount / "index-2"]
+    for layer in (*layers, layers[0] / "inner"):
+        subprocess.run(["btrfs", "-q", "subvolume", "create", layer], check=True)
+    fill(layers[0], ["a", "inner/b"])
+    fill(layers[1], ["c"])
+    with make(fresh_dir / "index", layers) as index:
+        rows = [row_of(index, path) for path in (b"a", b"inner/b", b"c", b"inner")]
+        assert len({index.ino(row) for row in rows}) == len(rows)
+        assert [layer.ordinal for layer in index.layer_table] == [0, 1]
+        check(index)
 
 
 def test_inode_numbers_that_do_not_fit_are_mixed() -> None:
