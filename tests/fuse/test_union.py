@@ -8,7 +8,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -296,10 +296,10 @@ def test_many_directories_need_few_descriptors(client: Client) -> None:
 
 
 @contextmanager
-def small(place: Path, size: int) -> Iterator[Path]:
-    """Mount a tmpfs of so many bytes."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", place], check=True)
+def small(place: Path, limit: str) -> Iterator[Path]:
+    """Mount a tmpfs with a limit (tmpfs(5))."""
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "small", place], check=True)
     try:
         yield place
     finally:
@@ -308,7 +308,7 @@ def small(place: Path, size: int) -> Iterator[Path]:
 
 @pytest.mark.root
 def test_a_full_disk_leaves_the_lower_file_as_it_was(fresh_dir: Path, layer: Path) -> None:
-    with small(fresh_dir / "small", 600_000) as place, stacked(place, [layer]) as stack:
+    with small(fresh_dir / "small", "size=600000") as place, stacked(place, [layer]) as stack:
         client = Client(stack)
         for change in (Changes(mode=0o600), Changes(size=900_000)):
             with raises(errno.ENOSPC):
@@ -322,6 +322,27 @@ def test_a_full_disk_leaves_the_lower_file_as_it_was(fresh_dir: Path, layer: Pat
         assert client.read(b"dir/big") == b"0123456789"
         client.union.rename(1, b"dir", 1, b"moved")
         assert sorted(kernel_tree(stack)) == sorted(client.tree())
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("room", range(5))
+def test_hard_links_are_copied_up_all_or_none(fresh_dir: Path, layer: Path, room: int) -> None:
+    with small(fresh_dir / "small", f"nr_inodes={7 + room}") as place, stacked(place, [layer]) as stack:
+        client = Client(stack)
+        client.union.unlink(1, b"third")  # the file has a node from now on
+        before = client.tree()
+        with suppress(OSError):
+            client.write(b"file", b"upper")
+        after = client.tree()
+        stack.remount()
+        client.lookups.clear()
+        assert client.tree() == after
+        if room < 4 and after[b"file"].content == b"lower":
+            assert after == before
+        else:
+            assert room > 0
+            assert after[b"file"].content == after[b"dir/again"].content == b"upper"
+        assert not list((stack.work_path / "work").iterdir())
 
 
 def test_a_layer_that_is_gone_gives_eio(fresh_dir: Path, layer: Path) -> None:

@@ -35,6 +35,8 @@ _PATIENCE = 10.0
 """Seconds to wait for a union that was unmounted a moment ago."""
 _POLL = 0.01
 _REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full disk is no reason not to mount: something must be deleted there."""
 
 
 def proc(fd: int) -> bytes:
@@ -300,6 +302,8 @@ def _marks(work: int, wanted: Whiteouts | None) -> Whiteouts:
             os.setxattr(proc(work), name, b"y")
             os.removexattr(proc(work), name)
         except OSError as error:
+            if error.errno in _FULL:
+                return marks
             if error.errno not in _REFUSED:
                 raise
         else:
@@ -315,8 +319,8 @@ def _makes_devices(work: int) -> bool:
     try:
         os.mknod(b"#probe", stat.S_IFCHR, 0, dir_fd=work)
     except OSError as error:
-        if error.errno in _REFUSED:
-            return False
-        raise
+        if error.errno not in _REFUSED | _FULL:
+            raise
+        return error.errno in _FULL
     os.unlink(b"#probe", dir_fd=work)
     return True
