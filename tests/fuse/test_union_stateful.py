@@ -450,6 +450,8 @@ class UnionBesideDirectory(RuleBasedStateMachine):
                 assert self.inodes.setdefault(expected.ino, ours[path].ino) == ours[path].ino, path
                 assert before.get(expected.ino, ours[path].ino) == ours[path].ino, path
         assert len(set(self.inodes.values())) == len(self.inodes)
+        for directory in self.union._directories.values():
+            assert directory.live == sum(known > 0 for known in directory.children.values())
         for held in self.held:
             status = os.fstat(held.fd)
             assert held.handle.read(1 << 22, 0) == os.pread(held.fd, 1 << 22, 0)

@@ -65,6 +65,7 @@ class Node:
 
     def add_name(self, directory: Directory, name: bytes) -> None:
         """Note one more name."""
+        directory.live += 1
         if self.directory is None:
             self.directory, self.name = directory, name
         elif self.more is None:
@@ -74,6 +75,7 @@ class Node:
 
     def drop_name(self, directory: Directory, name: bytes) -> None:
         """Note that a name is gone."""
+        directory.live -= 1
         if self.directory is directory and self.name == name:
             self.directory = None
             if self.more:
@@ -91,11 +93,24 @@ class Directory(Node):
     """A directory.
 
     ``below`` is the row of the index that it is merged with, or 0. ``loaded`` says that its upper counterpart, if it
-    has one, was read into ``children``. ``subdirectories`` counts those that show. ``owed`` says that the times on
-    disk are not those in ``entry`` and must be put right. ``plain`` says that it has no default ACL for certain.
+    has one, was read into ``children``. ``subdirectories`` counts those that show, ``live`` the names of nodes in
+    memory. ``owed`` says that the times on disk are not those in ``entry`` and must be put right. ``plain`` says that
+    it has no default ACL for certain, ``marked`` that it may hold whiteouts that are files, ``dead`` that it is gone.
     """
 
-    __slots__ = ("below", "children", "dead", "loaded", "marked", "open_fd", "order", "owed", "plain", "subdirectories")
+    __slots__ = (
+        "below",
+        "children",
+        "dead",
+        "live",
+        "loaded",
+        "marked",
+        "open_fd",
+        "order",
+        "owed",
+        "plain",
+        "subdirectories",
+    )
 
     def __init__(self, node: int, ino: int, entry: bytearray, *, upper: bool, below: int) -> None:
         super().__init__(node, ino, entry, stat.S_IFDIR, upper=upper, row=below)
@@ -108,4 +123,5 @@ class Directory(Node):
         self.plain = False
         self.marked = False
         self.dead = False
+        self.live = 0
         self.subdirectories = 0

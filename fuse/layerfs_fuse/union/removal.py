@@ -162,7 +162,8 @@ class Removal(Names):
         directory.below = 0
         directory.children = {}
         directory.order = None
-        directory.directory = None
+        if directory.directory is not None:
+            directory.drop_name(directory.directory, directory.name)
         U32.pack_into(directory.entry, _NLINK, 0)
         self._drop(directory)
 

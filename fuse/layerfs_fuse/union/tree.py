@@ -388,7 +388,7 @@ class Tree:
         entry = bytearray(pack_entry(number, pack_attributes(status, ino)))
         found = Directory(number, ino, entry, upper=True, below=below)
         found.plain = DEFAULT_ACL not in marks
-        found.add_name(directory, name)  # loading needs its place
+        found.directory, found.name = directory, name  # loading needs its place
         self._load(found)
         found.directory = None
         return found
@@ -530,7 +530,7 @@ class Tree:
         if self._recent is not None and self._recent.record is node:
             self._keep_open(None)
         if isinstance(node, Directory):
-            if any(known > 0 for known in node.children.values()):
+            if node.live:
                 return
             self._settle_quietly(node)
             self._close(node)
@@ -545,6 +545,7 @@ class Tree:
             node.fd = -1
         for directory, name in node.names():
             directory.children[name] = -node.kind
+            directory.live -= 1
             if not self._known(directory):
                 self._drop(directory)
 
