@@ -47,7 +47,7 @@ class Options:
     ``volatile`` never waits for the disk: a crash may lose anything, also what was copied up. ``write`` says whether a
     big lower file is copied when it changes, or only its changed blocks are stored (`layerfs_fuse.redirect`); where the
     file system can share blocks between files, it does that in either case. Files of fewer bytes than ``redirect_from``
-    are copied: a map, marks and descriptors cost more than that (docs/decisions.md).
+    are copied: a map, marks and descriptors cost more than that (docs/explanation/decisions.md).
     """
 
     volatile: bool = False
