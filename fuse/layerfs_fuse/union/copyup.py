@@ -20,7 +20,8 @@ from layerfs_fuse.union.data import copy_data
 from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.node import Directory, Node
-from layerfs_fuse.union.tree import Tree, fail
+from layerfs_fuse.union.places import fail
+from layerfs_fuse.union.tree import Tree
 from layerfs_fuse.union.upper import CREATE, PATH, eased, proc, proc_name
 
 if TYPE_CHECKING:

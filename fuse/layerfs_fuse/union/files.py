@@ -11,9 +11,9 @@ from layerfs_fuse.attributes import ENTRY_ATTRIBUTES
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.names import readable
 from layerfs_fuse.union.node import Directory, Node
+from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.renaming import Renaming
 from layerfs_fuse.union.requests import NOW, Changes
-from layerfs_fuse.union.tree import fail
 
 _OWNER_ACCESS = 0o600
 _COARSE = 5

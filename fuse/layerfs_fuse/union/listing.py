@@ -9,7 +9,7 @@ from layerfs_fuse.attributes import DIRENT, ENTRY_SIZE, PADDING, RECORD_DIRENT, 
 from layerfs_fuse.union.files import Files
 from layerfs_fuse.union.node import HIDDEN, Directory
 from layerfs_fuse.union.order import Order
-from layerfs_fuse.union.tree import fail
+from layerfs_fuse.union.places import fail
 
 _DIRECTORY = 4
 _DOTS = 2

@@ -19,8 +19,9 @@ from layerfs_fuse.union.copyup import CopyUp
 from layerfs_fuse.union.entries import owner_of
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.node import HIDDEN, Directory, Node
+from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.requests import Caller
-from layerfs_fuse.union.tree import LONGEST_NAME, fail
+from layerfs_fuse.union.tree import LONGEST_NAME
 from layerfs_fuse.union.upper import CREATE, PATH, proc, proc_name
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID

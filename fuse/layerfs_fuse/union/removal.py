@@ -9,7 +9,7 @@ import stat
 from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, NLINK, U32
 from layerfs_fuse.union.names import Names
 from layerfs_fuse.union.node import HIDDEN, Directory, Node
-from layerfs_fuse.union.tree import fail
+from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.upper import proc
 
 _KEEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -11,8 +11,9 @@ import os
 
 from layerfs.kernel import syscalls
 from layerfs_fuse.union.node import HIDDEN, Directory, Node
+from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.removal import Removal
-from layerfs_fuse.union.tree import LONGEST_NAME, fail
+from layerfs_fuse.union.tree import LONGEST_NAME
 
 NOREPLACE, EXCHANGE = 1, 2
 """Flags of renameat2(2)."""

@@ -11,7 +11,7 @@ from layerfs.layer.attributes import ACCESS_ACL, DEFAULT_ACL
 from layerfs_fuse.index.markers import USER, Marks
 from layerfs_fuse.union.listing import Listing
 from layerfs_fuse.union.node import Directory, Node
-from layerfs_fuse.union.tree import fail
+from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.upper import proc
 
 _MINIMAL_ACL = struct.Struct("=I HHI HHI HHI")
