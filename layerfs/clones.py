@@ -282,6 +282,7 @@ class Clone:
         base = images.get(self.image)
         blobs = self._parts.blobs
         with self._parts.working(), self._parts.writing(self.key, self._what):
+            self._parts.flatten(self.key)
             with self.difference(held=True) as difference, blobs.writer() as blob:
                 written = write_layer(
                     difference.changes,
@@ -304,6 +305,14 @@ class Clone:
             manifest = base.manifest.with_layer(blobs.put_bytes(config.raw, media_types.OCI_CONFIG), layer)
             blobs.put_bytes(manifest.raw)
             return images.add(manifest, config, [name] if name else [])
+
+    def flatten(self) -> int:
+        """Make files whole of which only changed blocks are stored, and return how many there were.
+
+        A commit does so by itself. Raise `Busy` while it is mounted.
+        """
+        with self._parts.working(), self._parts.writing(self.key, self._what):
+            return self._parts.flatten(self.key)
 
     def remove(self) -> None:
         """Remove it with the snapshots that no fork stands on; raise `Busy` while it is mounted."""

@@ -226,6 +226,19 @@ class CommitsTogether(Protocol):
 
 
 @runtime_checkable
+class Flattenable(Protocol):
+    """Optional power: snapshots may keep only the changed parts of a file, and can be made to keep whole files."""
+
+    def is_flat(self, snapshot: Snapshot) -> bool:
+        """Tell whether its own directory holds whole files only, as `DirectAccess` shows them."""
+        ...
+
+    def flatten(self, snapshot: Snapshot) -> int:
+        """Make all files of an active snapshot whole and return how many were not; raise `Busy` while it is mounted."""
+        ...
+
+
+@runtime_checkable
 class Detachable(Protocol):
     """Optional power: let go of what the kernel holds between processes, such as a pool and its devices."""
 

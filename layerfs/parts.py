@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs import locks
-from layerfs.contract import Candidates, DirectAccess, Driver, Kind, LayerRoot, NativeChanges, Whiteouts
+from layerfs.contract import Candidates, DirectAccess, Driver, Flattenable, Kind, LayerRoot, NativeChanges, Whiteouts
 from layerfs.errors import Busy, Unsupported
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import mounting
@@ -59,10 +59,19 @@ class Parts:
             yield
 
     def layer_root(self, key: str) -> LayerRoot | None:
-        """Return a snapshot's own directory where the driver shows it."""
+        """Return a snapshot's own directory where the driver shows it and it holds whole files."""
         if not isinstance(self.driver, DirectAccess):
             return None
-        return self.driver.layer_root(self.snapshotter.snapshot(key))
+        snapshot = self.snapshotter.snapshot(key)
+        if isinstance(self.driver, Flattenable) and not self.driver.is_flat(snapshot):
+            return None
+        return self.driver.layer_root(snapshot)
+
+    def flatten(self, key: str) -> int:
+        """Make a snapshot keep whole files and return how many it did not; the caller is inside `writing` for it."""
+        if not isinstance(self.driver, Flattenable):
+            return 0
+        return self.driver.flatten(self.snapshotter.snapshot(key))
 
     def candidates(self, lower: str, upper: str) -> Candidates | None:
         """Return where two snapshots may differ as far as the driver knows; None where all of both must be compared."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from layerfs.kernel import mounting
 from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
 from layerfs_fuse.index.builder import build
+from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.stack import open_index
 from layerfs_fuse.union.upper import settled
 
@@ -31,6 +33,7 @@ TYPE = "fuse.layerfs"
 
 _OPTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "server": {"own": (), "fusepy": ("fusepy",)},
+    "write": {"copy": (), "redirect": ("write=redirect",)},
     "passthrough": {"on": (), "off": ("nopassthrough",)},
 }
 """The driver's options, their values, and what these are as options of a mount."""
@@ -75,7 +78,7 @@ class FuseDriver:
         The index of one in between is built when it is mounted, which hardly ever happens.
         """
         for snapshot in snapshots:
-            settled(self._work(snapshot.id))
+            self.flatten(snapshot)
         below = {parent for snapshot in snapshots for parent in snapshot.parents}
         for snapshot in snapshots:
             if snapshot.id not in below:
@@ -107,6 +110,18 @@ class FuseDriver:
         if snapshot.writable and not mounting.users(self.mounts(snapshot)):
             settled(self._work(snapshot.id))
         return self._directories.layer_root(snapshot)
+
+    def is_flat(self, snapshot: Snapshot) -> bool:
+        """Tell whether no file is redirected (`layerfs.contract.Flattenable`)."""
+        return not has_redirects(self._directories.diff(snapshot.id))
+
+    def flatten(self, snapshot: Snapshot) -> int:
+        """Make redirected files whole (`layerfs_fuse.redirect.flatten`)."""
+        settled(self._work(snapshot.id))
+        if self.is_flat(snapshot):
+            return 0
+        layers = [self._directories.diff(parent) for parent in reversed(snapshot.parents)]
+        return flatten_tree(self._directories.diff(snapshot.id), self._work(snapshot.id), layers)
 
     def volatile_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return the mount without syncs (`layerfs.contract.VolatileMounts`)."""
@@ -150,27 +165,39 @@ class FuseDriver:
         return fd
 
 
+class RedirectingFuseDriver(FuseDriver):
+    """The same where the first write to a lower file stores the changed blocks and does not copy the file."""
+
+    traits: ClassVar[Traits] = replace(
+        FuseDriver.traits, copy_unit=CopyUnit.BLOCK, write_policy=WritePolicy.REDIRECT_ON_WRITE
+    )
+
+
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     """Open the fuse driver on ``root``; raise `Unsupported` that says why where a union cannot be mounted.
 
-    It is tried once for each root (`layerfs.layerdirs.open_directories`). Options are ``server``, "own" or "fusepy",
-    and ``passthrough``, "on" or "off".
+    It is tried once for each root (`layerfs.layerdirs.open_directories`). Options are ``write``, "copy" or "redirect",
+    ``server``, "own" or "fusepy", and ``passthrough``, "on" or "off".
     """
     words = _words(options)
+    kind = RedirectingFuseDriver if options.get("write") == "redirect" else FuseDriver
 
     def try_out(directories: LayerDirectories) -> None:
-        FuseDriver(directories, words).try_out()
+        kind(directories, words).try_out()
 
     def refusal(problem: LayerfsError) -> Unsupported:
         return Unsupported(f"a union in user space does not work in {root}: {problem}", hint=_hint(problem))
 
-    return FuseDriver(open_directories(root, try_out, refusal), words)
+    return kind(open_directories(root, try_out, refusal), words)
 
 
 def _words(options: Mapping[str, str]) -> Sequence[str]:
     """Return the mount options that the driver's options stand for."""
     words: list[str] = []
     for option, value in options.items():
+        if option == "redirect-from":
+            words.append(f"redirect_from={value}")
+            continue
         values = _OPTIONS.get(option)
         if values is None:
             raise InvalidArgument(

@@ -41,7 +41,8 @@ class StackOptions:
 
     All paths are absolute; ``lowers`` are the lower directories, the lowest first. ``index`` is a file with their
     merged view, built there if it is missing; None builds one for this mount. ``marks`` is None where the user decides.
-    ``redirect`` stores changed blocks of lower files instead of copying these. ``fusepy`` serves by that package.
+    ``redirect`` stores changed blocks of lower files of ``redirect_from`` bytes and more instead of copying these.
+    ``fusepy`` serves by that package.
     """
 
     lowers: tuple[Path, ...] = ()
@@ -51,6 +52,7 @@ class StackOptions:
     marks: Whiteouts | None = None
     volatile: bool = False
     redirect: bool = False
+    redirect_from: int = 128 << 10
     fusepy: bool = False
     acl: bool = True
     passthrough: bool = True
@@ -125,6 +127,7 @@ class _Reading:
             marks=Whiteouts.OVERLAY_USER if "userxattr" in self._switches else None,
             volatile="volatile" in self._switches or self._values.get("fsync") == "0",
             redirect=self._write(),
+            redirect_from=_number("redirect_from", self._values.get("redirect_from", str(128 << 10))),
             fusepy="fusepy" in self._switches,
             acl="noacl" not in self._switches,
             passthrough="nopassthrough" not in self._switches,
@@ -155,13 +158,19 @@ class _Reading:
 
 _VALUES: Final = frozenset(
     {
-        "lowerdir", "upperdir", "workdir", "index", "write", "log", "fsync",
+        "lowerdir", "upperdir", "workdir", "index", "write", "redirect_from", "log", "fsync",
         "uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid",
     }
 )  # fmt: skip
 _SWITCHES: Final = frozenset(
     {"userxattr", "volatile", "noacl", "nopassthrough", "allow_other", "allow_root", "squash_to_root", "fusepy"}
 )
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InvalidArgument(f"{option}={text} is no number of bytes")
+    return int(text)
 
 
 def _id(option: str, text: str) -> int:

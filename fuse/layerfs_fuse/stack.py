@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from layerfs.contract import Whiteouts, WritePolicy
-from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, os_error
+from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
 from layerfs.kernel import userns
 from layerfs_fuse import daemon, fusepy
 from layerfs_fuse.daemon import Ready
@@ -42,9 +42,20 @@ def serve(source: str, options: StackOptions, target: Path, ready: Ready | None 
     wishes = Wishes(passthrough=options.passthrough and os.geteuid() == 0, acl=options.acl)
     with opened(options) as union:
         if options.fusepy:
+            if not (options.users.identity and options.groups.identity):
+                raise Unsupported("fusepy shows owners as they are", hint="leave out fusepy, or the mapping")
             fusepy.serve(union, target, attachment, ready=ready)
         else:
-            daemon.serve(union, target, attachment, wishes, ready=ready, volatile=options.volatile)
+            daemon.serve(
+                union,
+                target,
+                attachment,
+                wishes,
+                ready=ready,
+                volatile=options.volatile,
+                users=options.users,
+                groups=options.groups,
+            )
 
 
 @contextmanager
@@ -59,7 +70,8 @@ def opened(options: StackOptions) -> Iterator[Union]:
         layers = [_open_layer(path, stack) for path in _layers(options, stack)]
         index = stack.enter_context(_index(options.index, layers, whiteouts))
         write = WritePolicy.REDIRECT_ON_WRITE if options.redirect else WritePolicy.COPY_ON_WRITE
-        union = Union(index, layers, upper, Options(volatile=options.volatile, write=write))
+        how = Options(volatile=options.volatile, write=write, redirect_from=options.redirect_from)
+        union = Union(index, layers, upper, how)
         stack.callback(union.close)
         yield union
 

@@ -39,6 +39,7 @@ BUILTINS = (
     Builtin("clone", _CLONES, "Make a writable clone of an image."),
     Builtin("fork", _CLONES, "Make a second clone that starts from the present state of a clone."),
     Builtin("snapshot", _CLONES, "Remember the present state of a clone."),
+    Builtin("flatten", _CLONES, "Make files whole of which only changed blocks are stored."),
     Builtin("rollback", _CLONES, "Bring a clone back to a snapshot or to its image."),
     Builtin("diff", _CLONES, "List what a clone changed, or how two things differ."),
     Builtin("commit", _CLONES, "Make an image of a clone: what it changed becomes a new layer."),
