@@ -31,6 +31,7 @@ from layerfs_fuse.index.links import Links
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.index.records import Records
 from layerfs_fuse.index.scan import Found
+from layerfs_fuse.index.targets import Targets
 
 _NLINK = ENTRY_ATTRIBUTES + NLINK
 
@@ -50,8 +51,7 @@ class Tables:
         self._rows = array("I", [ROOT])  # the root lies in directory 0, which leads to the root again
         self._firsts = array("I", [0])
         self._counts = array("I", [0])
-        self._targets = array("Q")
-        self._strings = bytearray()
+        self._targets = Targets()
         self._names = HashTable()
         self._links = Links()
         self._below: list[tuple[bytes, int, Found]] = []
@@ -75,8 +75,7 @@ class Tables:
         self._rows = items(Section.DIRECTORY_ROW, "I")
         self._firsts = items(Section.DIRECTORY_FIRST, "I")
         self._counts = items(Section.DIRECTORY_COUNT, "I")
-        self._targets = items(Section.TARGETS, "Q")
-        self._strings = bytearray(index.section(Section.STRINGS))
+        self._targets = Targets(items(Section.TARGETS, "Q"), bytearray(index.section(Section.STRINGS)))
         self._names = HashTable(items(Section.SLOTS, "Q"), index.header.slots_used)
         self._links = Links(len(self._parents))
         for link in index.section(Section.LINKS):
@@ -107,7 +106,7 @@ class Tables:
         if marks & LINKED:
             self._links.add(row, index.node(old))
         if stat.S_ISLNK(index.mode(old)):
-            self._set_target(row, index.target(old))
+            self._targets.set(row, index.target(old))
         return row
 
     def finish(self, identity: bytes) -> None:
@@ -122,8 +121,8 @@ class Tables:
             Section.DIRECTORY_COUNT: self._counts,
             Section.SLOTS: self._names.slots,
             Section.LINKS: array("Q", self._links.pairs()),
-            Section.TARGETS: self._targets,
-            Section.STRINGS: self._strings,
+            Section.TARGETS: self._targets.places,
+            Section.STRINGS: self._targets.strings,
             Section.LAYERS: b"".join(layout.LAYER.pack(*layer) for layer in self.layers),
         }
         places = [self._records.place()]
@@ -246,7 +245,7 @@ class Tables:
             return
         status = found.status
         if stat.S_ISLNK(status.st_mode):
-            self._set_target(row, found.target)
+            self._targets.set(row, found.target)
         if status.st_nlink > 1:
             self._links.add(row, self._links.group(status.st_dev, status.st_ino))
 
@@ -307,8 +306,8 @@ class Tables:
             if own := self._directories[old]:
                 self._directories[old] = 0
                 self._rows[own] = row
-            elif (place := self._target_place(old)) is not None:
-                self._targets.append(row << 32 | self._targets[place] & ROW_MASK)
+            else:
+                self._targets.move(old, row)
             self._links.move(old, row)  # whose mark is not set before the end of the layer
         self._records.append(records)
 
@@ -320,7 +319,7 @@ class Tables:
             self._drop(self._directories[row])
             self._directories[row] = 0
 
-    # -- directories, symbolic links, hard links -----------------------------------------------------------------------
+    # -- directories and hard links ------------------------------------------------------------------------------------
 
     def _new_directory(self, row: int) -> int:
         directory = self._directories[row] = len(self._rows)
@@ -338,19 +337,6 @@ class Tables:
             pending.extend(below for below in self._directories[first : first + count] if below)
             self._living -= count
             self._rows[directory] = self._counts[directory] = 0
-
-    def _target_place(self, row: int) -> int | None:
-        place = bisect_left(self._targets, row << 32)
-        return place if place < len(self._targets) and self._targets[place] >> 32 == row else None
-
-    def _set_target(self, row: int, target: bytes) -> None:
-        value = row << 32 | len(self._strings)
-        self._strings += len(target).to_bytes(2, "little") + target
-        place = bisect_left(self._targets, row << 32)
-        if place < len(self._targets) and self._targets[place] >> 32 == row:
-            self._targets[place] = value
-        else:
-            self._targets.insert(place, value)
 
     def _set_link(self, row: int, node: int, nlink: int) -> None:
         start = self._offsets[row] * 8
