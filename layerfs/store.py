@@ -428,7 +428,8 @@ def _unmake(place: Path, driver: str) -> None:
     """Take back what `_initialize` made, and the directory itself if nothing else is in it."""
     if (place / volume.IMAGE).exists():
         volume.detach(place, driver)
-    for name in (volume.IMAGE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK):
+        volume.remove(place)
+    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK):
         (place / name).unlink(missing_ok=True)
     for directory in (place / driver, place):
         with suppress(OSError):

@@ -39,7 +39,7 @@ def _id_map(uidmap: tuple[str, ...], gidmap: tuple[str, ...]) -> IdMap:
 @click.option(
     "--loop", "capacity", type=_size, metavar="SIZE", help="Keep it in a file of up to this size, such as 10G."
 )
-@click.option("--fs", "file_system", type=click.Choice(["btrfs", "ext4", "xfs"]), help="The file system in that file.")
+@click.option("--fs", "file_system", type=click.Choice(["btrfs", "ext4", "xfs", "zfs"]), help="The file system in that file.")
 @click.option(
     "--uidmap",
     multiple=True,

@@ -17,3 +17,12 @@ def btrfs_dir(btrfs_mount: Path, request: pytest.FixtureRequest) -> Path:
     path = btrfs_mount / name
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def zfs_dir(zfs_mount: Path, request: pytest.FixtureRequest) -> Path:
+    """Give an empty directory on ZFS."""
+    name = re.sub(r"\W+", "-", request.node.nodeid)[-200:]
+    path = zfs_mount / name
+    path.mkdir()
+    return path

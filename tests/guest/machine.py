@@ -1,7 +1,8 @@
 """Run a command in the guest: a virtual machine that sees the host's files at their own paths.
 
 The host's ``/`` is shared read-only (virtiofs) below a throw-away layer in memory, so whatever the command writes is
-lost, except what it leaves in ``/out``. Its output and the files of ``/out`` leave through two serial ports. There is
+lost, except what it leaves in ``/out``. In the place of the checkout it sees a copy, made when it starts: editing on is
+no harm. Its output and the files of ``/out`` leave through two serial ports. There is
 no udev and no network. ``/scratch`` and ``/dev/shm`` are in memory and take the upper layer of an overlay, which ``/``
 and ``/tmp`` do not.
 """
@@ -40,10 +41,25 @@ _QEMU = "qemu-system-x86_64"
 _CONSOLE_LINES = 40
 """Of the kernel's messages: shown when the guest died."""
 
+_CHECKOUT = Path(__file__).parents[2]
+_NOT_COPIED = (".git", ".venv")
+"""Of the checkout: these are too large, and seen as they are."""
+
+_SHARE = """
+for name in .git .venv; do
+    [ ! -d "$0/$name" ] || mount --bind "$1/$name" "$0/$name"
+done
+mount --rbind "$0" "$1"
+shift
+exec "$@"
+"""
+"""In a mount namespace of its own, so that the mounts go with it."""
+
 _JOB = """\
 export PATH={path}:/usr/sbin:/sbin HOME={home} LC_ALL=C.UTF-8 TMPDIR=/scratch {mark}=1
-export PYTHONDONTWRITEBYTECODE=1 {live}=$(echo /dev/vport*p3)
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {live}=$(echo /dev/vport*p3)
 export DM_DISABLE_UDEV=1  # libdevmapper makes its nodes itself
+ldconfig  # the guest's own libraries are not in the host's cache of them
 modprobe -a loop fuse zfs dm_thin_pool
 cd {directory} && env {variables} {command} </dev/null >$(echo /dev/vport*p1) 2>&1
 echo $? >/out/.status
@@ -131,7 +147,8 @@ def _boot(job: Path, files: Image, machine: Machine, output: BinaryIO) -> str:
         (job / name).touch()
     deadline = time.monotonic() + machine.limit
     with ExitStack() as stack:
-        stack.enter_context(_serving(job / "files.socket"))
+        _copy_checkout(job / "checkout")
+        stack.enter_context(_serving(job / "files.socket", job / "checkout"))
         reader, writer = os.pipe()
         printed = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
         # In a process group of its own: Ctrl-C is for us, and we end it.
@@ -173,15 +190,26 @@ def _ended_at(deadline: float, process: subprocess.Popen[bytes]) -> Iterator[_Ti
         thread.cancel()
 
 
+def _copy_checkout(target: Path) -> None:
+    """Copy the checkout, and compile it: the guest would, each time, and is slow at it."""
+    shutil.copytree(_CHECKOUT, target, symlinks=True, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+    for name in _NOT_COPIED:
+        if (_CHECKOUT / name).is_dir():
+            (target / name).mkdir()
+    names = ("-s", str(target), "-p", str(_CHECKOUT))
+    command = (sys.executable, "-m", "compileall", "-q", "-j0", *names, str(target))
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # what does not compile, tests will tell
+
+
 @contextmanager
-def _serving(socket: Path) -> Iterator[None]:
-    """Share the host's files through a socket for the time of a block."""
+def _serving(socket: Path, checkout: Path) -> Iterator[None]:
+    """Share the host's files, with this copy for the checkout, through a socket for the time of a block."""
     daemon = _virtiofsd()
     assert daemon is not None
     options = ("source=/", "sandbox=chroot", "cache=always", "xattr")
     words = [daemon, f"--socket-path={socket}", *(f"-o{option}" for option in options)]
     with socket.with_name("virtiofsd").open("wb") as log:  # it calls the end of the machine an error
-        process = _start(words, errors=log)
+        process = _start(("unshare", "--mount", "sh", "-ec", _SHARE, checkout, _CHECKOUT, *words), errors=log)
     try:
         for _ in range(200):
             if socket.exists():
@@ -192,7 +220,7 @@ def _serving(socket: Path) -> Iterator[None]:
         _end(process)
 
 
-def _start(words: Sequence[str], *descriptors: int, errors: BinaryIO | None = None) -> subprocess.Popen[bytes]:
+def _start(words: Sequence[str | Path], *descriptors: int, errors: BinaryIO | None = None) -> subprocess.Popen[bytes]:
     """Start a process of the machine: it ends when we are killed, and Ctrl-C is for us, who end it."""
     command = ("setpriv", "--pdeathsig", "KILL", *words)
     return subprocess.Popen(

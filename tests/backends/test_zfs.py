@@ -1,0 +1,333 @@
+"""The zfs driver on a real pool: in the guest, where the kernel has ZFS."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from layerfs.contract import CommitsTogether, SnapshotId
+from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, NoSpace, NotFound, Unsupported
+from layerfs.kernel.children import fork
+from layerfs.kernel.mounting import mounted
+from layerfs.testing import DriverContract
+from layerfs.testing.driver_rules import active, view
+from layerfs.testing.trees import contents
+from layerfs_backends.zfs import driver as zfs
+from layerfs_backends.zfs.driver import ZfsDriver
+from tests.support.drivers import workspace
+
+_KILLS = 15
+_MEBIBYTE = 1 << 20
+
+
+def _sh(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def _pool(name: str, size: int) -> Iterator[Path]:
+    """Make a pool on a file, and give the file's directory."""
+    with workspace(name) as path:
+        with (path / "disk").open("wb") as file:
+            file.truncate(size)
+        _sh("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", name, path / "disk")
+        try:
+            yield path
+        finally:
+            _sh("zpool", "destroy", "-f", name)
+
+
+def _open(root: Path, **options: str) -> ZfsDriver:
+    driver = zfs.open_driver(root, options)
+    assert isinstance(driver, ZfsDriver)
+    return driver
+
+
+@pytest.fixture
+def driver(zfs_dir: Path) -> Iterator[ZfsDriver]:
+    """Give a driver; in the end all it holds goes."""
+    driver = _open(zfs_dir / "zfs")
+    yield driver
+    for number in sorted(driver.ids(), reverse=True):
+        driver.remove(number)
+    assert list(driver.ids()) == []
+
+
+def _base(driver: ZfsDriver, number: int = 1, **files: str) -> None:
+    """Commit a layer with files."""
+    driver.create(active(number))
+    with mounted(driver.mounts(active(number))) as path:
+        for name, text in files.items():
+            (path / name).write_text(text, encoding="ascii")
+    driver.commit(active(number))
+
+
+@pytest.mark.guest
+class TestZfs(DriverContract):
+    factory = staticmethod(zfs.open_driver)
+    histories = 3
+
+    @pytest.fixture
+    def driver_root(self, zfs_dir: Path) -> Path:
+        return zfs_dir / "zfs"
+
+
+@pytest.mark.skipif(os.path.exists("/dev/zfs"), reason="this kernel has ZFS")
+def test_a_kernel_without_zfs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="no ZFS") as caught:
+        zfs.open_driver(tmp_path / "zfs", {})
+    assert "modprobe zfs" in (caught.value.hint or "")
+
+
+@pytest.mark.guest
+def test_a_place_without_a_pool_is_told(fresh_dir: Path) -> None:
+    with pytest.raises(Unsupported, match="not on ZFS") as caught:
+        zfs.open_driver(fresh_dir / "zfs", {})
+    assert "dataset=" in (caught.value.hint or "")
+    with pytest.raises(Unsupported, match="no dataset nowhere/at-all") as caught:
+        zfs.open_driver(fresh_dir / "zfs", {"dataset": "nowhere/at-all"})
+    assert caught.value.hint == "zpool import nowhere, or zfs create"
+    with pytest.raises(InvalidArgument):
+        zfs.open_driver(fresh_dir / "zfs", {"refquota": "much"})
+
+
+@pytest.mark.guest
+def test_trying_leaves_nothing(zfs_dir: Path) -> None:
+    before = _sh("zfs", "list", "-H", "-t", "all", "-o", "name")
+    driver = _open(zfs_dir / "zfs")
+    assert list(driver.ids()) == []
+    assert _sh("zfs", "list", "-H", "-t", "all", "-o", "name") == before
+
+
+@pytest.mark.guest
+def test_five_hundred_clones_go_in_any_order(driver: ZfsDriver) -> None:
+    _base(driver, file="of the layer")
+    numbers = list(range(2, 502))
+    for number in numbers:
+        driver.create(active(number, 1))
+    assert set(driver.ids()) == {1, *numbers}
+    random.Random(5).shuffle(numbers)
+    for number in numbers[:-1]:
+        driver.remove(SnapshotId(number))
+    last = numbers[-1]
+    with mounted(driver.mounts(active(last, 1))) as path:
+        assert contents(path) == {"file": "of the layer"}
+    driver.remove(SnapshotId(last))
+    assert set(driver.ids()) == {1}
+
+
+@pytest.mark.guest
+def test_a_layer_with_clones_stays_until_they_go(driver: ZfsDriver) -> None:
+    _base(driver, file="kept")
+    driver.create(active(2, 1))
+    with pytest.raises(Busy, match=r"/1 has clones: .*/2") as caught:
+        driver.remove(SnapshotId(1))
+    assert caught.value.hint == "remove these first"
+    assert set(driver.ids()) == {1, 2}
+    with mounted(driver.mounts(active(2, 1))) as path:
+        assert contents(path) == {"file": "kept"}
+    driver.remove(SnapshotId(2))
+    driver.remove(SnapshotId(1))
+
+
+@pytest.mark.guest
+def test_what_takes_the_place_of_one_not_committed(driver: ZfsDriver) -> None:
+    """A checkpoint makes the next one first; if it fails then, the parent goes on being active."""
+    driver.create(active(1))
+    driver.create(active(2, 1))
+    driver.remove(SnapshotId(2))
+    assert _sh("zfs", "list", "-H", "-t", "snapshot", "-o", "name", f"{driver._place}/1") == ""
+    with mounted(driver.mounts(active(1))) as path:
+        (path / "later").write_text("later", encoding="ascii")
+    driver.create(active(3, 1))
+    driver.commit(active(1))
+    for number in (3, 4):
+        if number == 4:
+            driver.create(active(4, 1))
+        with mounted(driver.mounts(active(number, 1))) as path:
+            assert contents(path) == {"later": "later"}
+
+
+@pytest.mark.guest
+def test_snapshots_of_others_are_in_nobodys_way(driver: ZfsDriver) -> None:
+    """Many hosts have a program that snapshots every dataset each hour."""
+    _base(driver)
+    driver.create(active(2, 1))
+    for name in ("1", "2"):
+        _sh("zfs", "snapshot", f"{driver._place}/{name}@hourly")
+    driver.remove(SnapshotId(2))
+    driver.remove(SnapshotId(1))
+    assert list(driver.ids()) == []
+
+
+@pytest.mark.guest
+def test_what_is_mounted_stays(driver: ZfsDriver) -> None:
+    driver.create(active(1))
+    with mounted(driver.mounts(active(1))), pytest.raises(Busy, match="mounted"):
+        driver.remove(SnapshotId(1))
+    driver.remove(SnapshotId(1))
+
+
+@pytest.mark.guest
+def test_a_commit_of_many_is_one_transaction(driver: ZfsDriver) -> None:
+    snapshots = [active(number) for number in range(1, 6)]
+    for snapshot in snapshots:
+        driver.create(snapshot)
+    assert isinstance(driver, CommitsTogether)
+    driver.commit(snapshots[0])
+    driver.commit_all(snapshots)
+    driver.commit_all(snapshots)
+    names = [f"{driver._place}/{snapshot.id}@layer" for snapshot in snapshots]
+    made = _sh("zfs", "get", "-Hp", "-o", "value", "createtxg", *names).split()
+    assert len(set(made[1:])) == 1
+    driver.create(active(7, 3))
+    with pytest.raises(NotFound):
+        driver.commit_all([active(7, 3), active(8)])
+    assert not driver._zfs.exists(f"{driver._place}/7@layer"), "all or none"
+
+
+@pytest.mark.guest
+def test_a_commit_of_a_mounted_one_holds_what_was_mapped(driver: ZfsDriver) -> None:
+    driver.create(active(1))
+    with mounted(driver.mounts(active(1))) as path, (path / "mapped").open("w+b") as file:
+        file.truncate(4096)
+        with mmap.mmap(file.fileno(), 4096) as memory:
+            memory[:5] = b"bytes"
+            driver.commit(active(1))
+            memory[:5] = b"later"
+    driver.create(view(2, 1))
+    with mounted(driver.mounts(view(2, 1))) as path:
+        assert (path / "mapped").read_bytes()[:5] == b"bytes"
+
+
+def _fill(path: Path) -> None:
+    """Write until an error comes: it does when a transaction before was counted."""
+    for number in range(200):
+        (path / f"{number}").write_bytes(os.urandom(_MEBIBYTE))
+        os.sync()
+
+
+@pytest.mark.guest
+def test_full_quota(zfs_dir: Path) -> None:
+    driver = _open(zfs_dir / "zfs", refquota=str(8 * _MEBIBYTE))
+    _base(driver, small="x")
+    driver.create(active(2, 1))
+    with mounted(driver.mounts(active(2, 1))) as path:
+        with pytest.raises(OSError, match="quota"):
+            _fill(path)
+        (path / "0").unlink()
+    driver.commit(active(2, 1))
+    driver.remove(SnapshotId(2))
+    driver.remove(SnapshotId(1))
+
+
+def _create_many(driver: ZfsDriver) -> None:
+    for number in range(3, 2000):
+        driver.create(active(number, 1))
+
+
+@pytest.mark.guest
+def test_full_pool() -> None:
+    """Writing and making fail clearly, and removing works still."""
+    with _pool("layerfs-full", 96 * _MEBIBYTE) as place:
+        driver = _open(place / "zfs", dataset="layerfs-full")
+        _base(driver, file="x")
+        driver.create(active(2, 1))
+        with mounted(driver.mounts(active(2, 1))) as path, pytest.raises(OSError, match="No space"):
+            _fill(path)
+        with pytest.raises(NoSpace):
+            _create_many(driver)
+        for number in sorted(driver.ids(), reverse=True):
+            driver.remove(number)
+        _base(driver, 5000, file="y" * _MEBIBYTE)
+        driver.remove(SnapshotId(5000))
+
+
+@pytest.mark.guest
+def test_the_pool_goes_and_comes_back() -> None:
+    with _pool("layerfs-away", 256 * _MEBIBYTE) as place:
+        driver = _open(place / "zfs", dataset="layerfs-away")
+        _base(driver, file="kept")
+        driver.close()
+        _sh("zpool", "export", "layerfs-away")
+        with pytest.raises(FailedPrecondition, match="is not here") as caught:
+            _open(place / "zfs")
+        assert caught.value.hint == "zpool import layerfs-away"
+        _sh("zpool", "import", "-o", "cachefile=none", "-d", place, "layerfs-away")
+        driver = _open(place / "zfs")
+        assert set(driver.ids()) == {1}
+        driver.create(view(2, 1))
+        with mounted(driver.mounts(view(2, 1))) as path:
+            assert contents(path) == {"file": "kept"}
+
+
+@pytest.mark.guest
+def test_a_dataset_that_somebody_destroyed_is_not_listed(driver: ZfsDriver) -> None:
+    _base(driver)
+    driver.create(active(2, 1))
+    _sh("zfs", "destroy", f"{driver._place}/2")
+    assert set(driver.ids()) == {1}
+    with pytest.raises(LayerfsError, match="2"), mounted(driver.mounts(active(2, 1))):
+        pass
+    driver.remove(SnapshotId(2))
+
+
+def _work(place: Path, first: int, committed: int) -> None:
+    driver = _open(place)
+    for number in range(first, first + 10_000):
+        driver.create(active(number, 1))
+        if number % 2:
+            driver.commit(active(number, 1))
+            os.write(committed, f"{number}\n".encode())
+        else:
+            driver.remove(SnapshotId(number))
+
+
+def _child(work: Callable[[], None]) -> int:
+    child = fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.guest
+def test_killed_at_any_moment(driver: ZfsDriver, zfs_dir: Path) -> None:
+    """What was committed is whole; what was under way has an id, by which it can be removed."""
+    moments = random.Random(1)
+    _base(driver, file="whole")
+    known = {1}
+    for kill in range(_KILLS):
+        reader, writer = os.pipe()
+        child = _child(partial(_work, zfs_dir / "zfs", 10_000 * (kill + 1), writer))
+        os.close(writer)
+        time.sleep(moments.uniform(0.1, 0.6))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(reader) as lines:
+            committed = {int(line) for line in lines}
+        held = set(driver.ids())
+        assert known | committed <= held
+        assert len(held - known - committed) <= 1
+        for orphan in held - known - committed:
+            driver.remove(SnapshotId(orphan))
+        known |= committed
+    assert len(known) > 2
+    for number in known - {1}:
+        clone = active(number + 1_000_000, number, 1)
+        driver.create(clone)
+        with mounted(driver.mounts(clone)) as path:
+            assert contents(path) == {"file": "whole"}
+        driver.remove(clone.id)
