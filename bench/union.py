@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from peers import places
@@ -32,6 +33,7 @@ from unions.stages import Inputs, Stage
 from unions.works import WORKS, Work
 
 DEPTHS = (1, 8, 32, 128)
+FEWEST = 10_000
 LIMIT = "1900m"
 """Memory that trees and what is written may fill."""
 BIG, BIG_LIMIT = 1 << 30, "2600m"
@@ -41,10 +43,13 @@ BIG, BIG_LIMIT = 1 << 30, "2600m"
 def main() -> int:
     """Measure and print; return the exit status."""
     chosen = _parser().parse_args()
+    if chosen.files < FEWEST:
+        print(f"union.py: works look for names at random among at least {FEWEST} files", file=sys.stderr)
+        return 2
     if os.geteuid() != 0:
         print("union.py: the kernel's overlay and whiteouts need root", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _stop)
     results = Results()
     with tempfile.TemporaryDirectory(dir=chosen.work, prefix="layerfs-bench-") as work:
         try:
@@ -63,6 +68,12 @@ def main() -> int:
     return 0
 
 
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """End by an exception, once: cleaning up is not interrupted again."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def _parser() -> argparse.ArgumentParser:
     names = [work.name for work in WORKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         default="both",
         help="how layerfs reads and writes (default both)",
     )
-    parser.add_argument("--files", type=int, default=26_000, help="files in the tree (default 26000)")
+    parser.add_argument(
+        "--files", type=int, default=26_000, help=f"files in the tree (default 26000, at least {FEWEST})"
+    )
     parser.add_argument("--data", type=int, default=256, help="MiB of the file that is read and written (default 256)")
     parser.add_argument(
         "--repository",

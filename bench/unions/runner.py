@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,8 @@ class Runner:
             work.before(run.upper, context)
             with peer.mounted(run) as mounted:
                 cell.samples.append(_measured(work, mounted, context))
-        if work.big:  # or the memory below would keep what was deleted
+        if work.big:  # or the memory below would keep what was deleted, of which only what is committed can be trimmed
+            os.sync()
             subprocess.run(["fstrim", self._stage.place], check=False, capture_output=True)
 
 
