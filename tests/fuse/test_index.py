@@ -524,9 +524,9 @@ def test_a_file_that_lies_is_corrupt_or_harmless(fresh_dir: Path, whole: bytes, 
         except Corrupt:
             return
         pending = [ROOT]
-        while pending:
-            row = pending.pop()
+        for row in pending:
             pending.extend(index.children(row))
+            assert len(pending) <= index.count
             assert len(index.entry(row)) == ENTRY_SIZE
             assert len(index.record(row)) >= RECORD_NAME
             index.path(row)

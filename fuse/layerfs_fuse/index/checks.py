@@ -44,6 +44,8 @@ def _check_numbers(index: Index) -> None:
     if any(not 0 < link & ROW_MASK <= rows for link in links) or links != sorted(links):
         _fail("a hard link leads to a row that is not there")
     first, count = index.section(Section.DIRECTORY_FIRST), index.section(Section.DIRECTORY_COUNT)
+    if first[0] or count[0]:
+        _fail("what is no directory has children")
     if any(start + number > rows + 1 for start, number in zip(first, count, strict=True)):
         _fail("a directory has rows that are not there")
     if any(index.layer(row) >= index.layers for row in range(1, rows + 1)):
