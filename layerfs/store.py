@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from layerfs import drivers, locks, volume
 from layerfs.clones import PREFIX, Clone, Clones
-from layerfs.contract import Driver
+from layerfs.contract import Detachable, Driver
 from layerfs.errors import FailedPrecondition, NotFound, os_error
 from layerfs.events import Listener, ignore
 from layerfs.image.blobs import BlobStore
@@ -175,12 +175,14 @@ class Store:
         self._parts.database.close()
 
     def detach(self) -> bool:
-        """Close it and unmount its volume, if it has one (`LoopVolume`): until the next opening it is but files.
+        """Close it; unmount its volume (`LoopVolume`) or take its pool from the kernel: until opened it is but files.
 
-        Return whether there was one to unmount; raise `Busy` while snapshots are mounted or others work with the store.
+        Return whether there was one; raise `Busy` while snapshots are mounted or others work with the store.
         """
         with self._parts.alone(wait=False):
             detached = volume.detach(self.path, self.driver.name)
+            if isinstance(self.driver, Detachable):
+                detached = self.driver.detach() or detached
             self.close()
             return detached
 
@@ -372,8 +374,10 @@ def _initialize(
     try:
         if loop is not None:
             driver = loop.driver(driver)
-            loop.create(place)
-            volume.attach(place, driver, loop.file_system)
+            options = {**options, **loop.options}
+            if not loop.is_pool:
+                loop.create(place)
+                volume.attach(place, driver, loop.file_system)
         name = drivers.choose(place, options) if driver == AUTO else driver
         with closing(drivers.open_driver(name, place / name, options)) as opened:
             unprivileged = opened.traits.unprivileged and os.geteuid() != 0
@@ -384,7 +388,7 @@ def _initialize(
             settings.put(connection, "created", str(clock()))
             for key, value in options.items():
                 settings.put(connection, f"option.{key}", value)
-            if loop is not None:
+            if loop is not None and not loop.is_pool:
                 settings.put(connection, _VOLUME, loop.file_system)
             if id_map is not None:
                 _write_id_map(connection, id_map)

@@ -3,6 +3,8 @@
 The file is ``<store>/volume.img``; it is mounted at the driver's directory, ``<store>/<driver>``, whenever the store is
 opened, and stays so for other processes and the next opening until `detach`. For ZFS it holds a pool, whose root file
 system is mounted there.
+
+A driver that manages whole disks keeps a *pool* in files of its own instead: it gets the size as its option ``size``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ IMAGE = "volume.img"
 
 _DRIVERS: Mapping[str, str] = {"btrfs": "btrfs", "ext4": "overlay2", "xfs": "overlay2", "zfs": "zfs"}
 """The driver that a file system is made for, unless another one is named."""
+_POOLS: Mapping[str, str] = {"dm": "devicemapper"}
+"""The driver of each kind of pool; no other can have it."""
 _OPTIONS: Mapping[str, tuple[str, ...]] = {"btrfs": ("user_subvol_rm_allowed",)}
 """Mount options; btrfs lets only root remove subvolumes unless told otherwise (btrfs(5))."""
 _SMALLEST = 128 << 20
@@ -35,13 +39,28 @@ class LoopVolume:
 
     def driver(self, asked: str) -> str:
         """Return the driver that works on it, which is the one asked for unless that is "auto"."""
-        if self.file_system not in _DRIVERS:
+        if self.file_system not in {**_DRIVERS, **_POOLS}:
             raise InvalidArgument(
-                f"a volume cannot have the file system {self.file_system!r}", hint=f"one of {', '.join(_DRIVERS)}"
+                f"a volume cannot have the file system {self.file_system!r}",
+                hint=f"one of {', '.join((*_DRIVERS, *_POOLS))}",
             )
         if self.size < _SMALLEST:
             raise InvalidArgument(f"a volume of {self.size} bytes is too small", hint="128M is the least")
-        return _DRIVERS[self.file_system] if asked == "auto" else asked
+        if self.is_pool and asked not in {"auto", _POOLS[self.file_system]}:
+            raise InvalidArgument(
+                f"the driver {asked} has no pool of the kind {self.file_system!r}", hint="leave the driver out"
+            )
+        return {**_DRIVERS, **_POOLS}[self.file_system] if asked == "auto" else asked
+
+    @property
+    def is_pool(self) -> bool:
+        """Tell whether the driver makes the files itself, with `options`."""
+        return self.file_system in _POOLS
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Return the driver's options by which it gets a pool of this size."""
+        return {"size": str(self.size)} if self.is_pool else {}
 
     def create(self, place: Path) -> None:
         """Make the file in a store's directory and the file system in it; leave nothing on failure."""

@@ -94,15 +94,18 @@ def driver_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def driver_root(driver_name: str, request: pytest.FixtureRequest) -> Path:
+def driver_root(driver_name: str, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Give an empty directory that suits the driver of `driver_name`: on btrfs or ZFS for these, else in memory."""
     if driver_name not in {"btrfs", "zfs"}:
         root: Path = request.getfixturevalue("fresh_dir")
-        return root
+        yield root
+        if driver_name == "devicemapper":  # a store that is closed leaves its devices for mounts to come
+            leftovers.release_pools(root)
+        return
     mount: Path = request.getfixturevalue(f"{driver_name}_mount")
     path = mount / re.sub(r"\W+", "-", request.node.name)
     path.mkdir()
-    return path
+    yield path
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

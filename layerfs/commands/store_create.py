@@ -39,7 +39,9 @@ def _id_map(uidmap: tuple[str, ...], gidmap: tuple[str, ...]) -> IdMap:
 @click.option(
     "--loop", "capacity", type=_size, metavar="SIZE", help="Keep it in a file of up to this size, such as 10G."
 )
-@click.option("--fs", "file_system", type=click.Choice(["btrfs", "ext4", "xfs", "zfs"]), help="The file system in that file.")
+@click.option(
+    "--fs", "file_system", type=click.Choice(["btrfs", "ext4", "xfs", "zfs", "dm"]), help="What is in that file."
+)
 @click.option(
     "--uidmap",
     multiple=True,
@@ -59,7 +61,7 @@ def command(
 
     Without --loop it is a directory, as the first import makes it too. With --loop, --fs brings what its driver needs
     to a disk that has something else; the file grows as it is used, and it is mounted whenever the store is opened
-    until `layerfs store close`. That needs root.
+    until `layerfs store close`. That needs root. "dm" is a thin pool of the devicemapper driver.
 
     With --uidmap every layer gets the owners that its ids have outside such a user namespace, and a commit maps them
     back. The map is the store's for good.

@@ -51,17 +51,24 @@ def flush(path: Path) -> None:
 
 
 def is_blank(path: Path, length: int) -> bool:
-    """Tell whether the first ``length`` bytes of a device or file are zero."""
-    with open(path, "rb") as file:
-        return not any(file.read(length))
+    """Tell whether the first ``length`` bytes of a device, a multiple of 4,096, are zero on its disk."""
+    return not any(_read(path, length))
+
+
+def clear(path: Path, length: int) -> None:
+    """Write zeros over the first ``length`` bytes of a device, a multiple of 4,096, past its page cache too."""
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, length) as aligned:
+            os.pwritev(fd, [aligned], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def used_inodes(path: Path) -> int:
-    """Return the inodes that the ext4 or xfs on a device has in use, right as of its last unmount; raise `Corrupt`.
-
-    It is read past the page cache, in which a block that the file system writes by itself would grow old.
-    """
-    block = _first_block(path)
+    """Return the inodes that the ext4 or xfs on a device has in use, right as of its last unmount; raise `Corrupt`."""
+    block = _read(path, _BLOCK)
     (magic,) = struct.unpack_from("<H", block, _EXT4 + 0x38)
     if magic == _EXT4_MAGIC:
         (inodes,) = struct.unpack_from("<I", block, _EXT4)
@@ -73,10 +80,11 @@ def used_inodes(path: Path) -> int:
     raise Corrupt(f"{path} holds neither ext4 nor xfs")
 
 
-def _first_block(path: Path) -> bytes:
+def _read(path: Path, length: int) -> bytes:
+    """Read past the device's page cache, which knows nothing of what file systems and pools write to the device."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        with mmap.mmap(-1, _BLOCK) as aligned:
+        with mmap.mmap(-1, length) as aligned:
             os.preadv(fd, [aligned], 0)
             return aligned[:]
     finally:

@@ -101,7 +101,7 @@ class Mapper:
         self._fd = _open_control()
 
     def close(self) -> None:
-        """Let go of it; doing it twice is no error."""
+        """Let go of it until the next call; doing it twice is no error."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -210,6 +210,8 @@ class Mapper:
 
     def _call(self, command: int, name: str, *, flags: int = 0, payload: bytes = b"", targets: int = 0) -> _Answer:
         room = max(_ROOM, len(payload))
+        if self._fd < 0:
+            self._fd = _open_control()
         request = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command  # _IOWR(DM_IOCTL, command, struct dm_ioctl)
         while True:
             size = _HEADER.size + room

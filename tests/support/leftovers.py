@@ -60,7 +60,23 @@ def clear(left: Leftovers) -> None:
         if subprocess.run(["umount", path], check=False, capture_output=True).returncode:
             subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
     for device, _ in left.loops:
+        with contextlib.suppress(subprocess.CalledProcessError, OSError):
+            _remove_holders(device)
         subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+
+
+def release_pools(root: Path) -> None:
+    """Take the thin pools whose files lie in ``root`` from the kernel; raise ``CalledProcessError`` for one in use."""
+    for device, _ in find([root]).loops:
+        _remove_holders(device)
+
+
+def _remove_holders(device: str) -> None:
+    """Remove the devices of device-mapper that stand on a block device, the topmost first."""
+    for holder in list(Path("/sys/block", Path(device).name, "holders").glob("dm-*")):
+        _remove_holders(holder.name)
+        name = Path("/sys/block", holder.name, "dm/name").read_text(encoding="ascii").strip()
+        subprocess.run(["dmsetup", "remove", name], check=True, capture_output=True)
 
 
 def sweep(temporary: Iterable[Path], pytest_roots: Iterable[Path]) -> Leftovers:

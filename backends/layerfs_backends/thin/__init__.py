@@ -1,0 +1,1 @@
+"""What the devicemapper driver stands on: the ledger of its devices, and the thin pool in which they live."""
