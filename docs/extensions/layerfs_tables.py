@@ -42,7 +42,7 @@ def exit_statuses() -> list[tuple[str, str, str, str]]:
 
 def driver_traits() -> list[tuple[str, ...]]:
     """Return the rows of the table: the name and what `_COLUMNS` say."""
-    return [(name, *_words(traits)) for name, traits in sorted(_traits())]
+    return sorted((name, *_words(traits)) for name, traits in _traits())
 
 
 def _error_classes() -> list[type[errors.LayerfsError]]:
