@@ -20,6 +20,7 @@ from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.below import Below, is_whiteout
 from layerfs.layer.copyup import copy_up
+from layerfs.layer.modes import HeldModes
 from layerfs.layer.opened import Directory, Names, OpenDirectories
 from layerfs.layer.tar import shown
 
@@ -70,6 +71,7 @@ class Directories:
         self._hollow: set[bytes] = set()
         self.uid, self.gid, self.umask = os.geteuid(), os.getegid(), _umask()
         """What a new file has by itself in a plain directory: owner, group, and the mode bits that it lacks."""
+        self._modes = HeldModes(needed=self.uid != 0)
         self.owner: tuple[int, int] = (0, 0)
         """User and group of the directories that no layer lists."""
         self.apart = False
@@ -273,19 +275,21 @@ class Directories:
 
         In a plain directory a new one inherits nothing, and is right from the start as far as mkdir(2) can make it so.
         """
-        os.mkdir(name, mode & 0o777, dir_fd=here.fd)
+        path = here.path + b"/" + name
+        given = self._modes.now(path, mode)
+        os.mkdir(name, given & 0o777, dir_fd=here.fd)
         here.touched = True
         fd = os.open(name, _FLAGS, dir_fd=here.fd)
         names: Names | None = None if here.names is None else {}
         uid, gid = self.owner if owner is None else owner
         if here.plain:
-            made = Directory(here.path + b"/" + name, fd, here, name, here.gid, True, here.opaque, (0, 0), names)
+            made = Directory(path, fd, here, name, here.gid, True, here.opaque, (0, 0), names)
             self.open.add(made, here)
             if uid != self.uid or gid != self.gid or here.gid != self.gid:
                 self.change_owner(lambda: os.fchown(fd, uid, gid))
             attributes.write(fd, xattrs, lenient=self.lenient)
-            if mode & (self.umask | 0o7000):
-                os.fchmod(fd, mode)
+            if given & (self.umask | 0o7000):
+                os.fchmod(fd, given)
             self._is_now(made, mode, gid, xattrs)
         else:
             made = self._adopt(here, name, fd, names=names, opaque=here.opaque)
@@ -322,7 +326,7 @@ class Directories:
             attributes.replace(directory.fd, xattrs, self.whiteouts, lenient=self.lenient)
         else:
             attributes.write(directory.fd, xattrs, lenient=self.lenient)
-        os.fchmod(directory.fd, mode)
+        os.fchmod(directory.fd, self._modes.now(directory.path, mode))
         self._is_now(directory, mode, gid, xattrs)
 
     @staticmethod
@@ -371,6 +375,8 @@ class Directories:
             )
         plain = not status.st_mode & stat.S_ISGID and attributes.get(fd, attributes.DEFAULT_ACL) is None
         times = (status.st_atime_ns, status.st_mtime_ns)
+        if self._modes.needed:
+            self._modes.open_up(path, fd, stat.S_IMODE(status.st_mode))
         directory = Directory(path, fd, parent, name, status.st_gid, plain, opaque, times, names)
         if parent is not None:
             self.open.add(directory, parent)
@@ -385,12 +391,14 @@ class Directories:
     def forget(self, path: bytes) -> None:
         """Close a directory that is about to be removed, and all below it."""
         self._hollow = {key for key in self._hollow if key != path and not key.startswith(path + b"/")}
+        self._modes.forget(path)
         self.open.forget(path)
 
     def finish(self) -> None:
-        """Set the times of all directories that are still open."""
+        """Set the times of all directories that are still open, then the modes that were held back."""
         for directory in (*self.open, self.root):
             directory.settle()
+        self._modes.settle(self.root.fd)
 
     def close(self) -> None:
         """Close everything."""

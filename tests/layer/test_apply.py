@@ -451,6 +451,40 @@ def test_without_root_owners_are_squashed(run_rootless: Rootless, rootless_dir: 
     assert squashed == 1
 
 
+def _closed_directories(top: Path) -> dict[str, int]:
+    root, squash = top / "r", OwnerPolicy.SQUASH
+    unpack(
+        root,
+        directory(b".", 0o555),
+        directory(b"bin", 0o555),
+        file(b"bin/one"),
+        directory(b"bin/deep", 0o500),
+        directory(b"bin/deep/er", 0o511),
+        file(b"bin/deep/er/x"),
+        directory(b"gone", 0o111),
+        file(b"gone/x"),
+        owner=squash,
+    )
+    unpack(root, file(b"bin/two"), file(b".wh.gone"), directory(b"bin/deep", 0o755), file(b"new"), owner=squash)
+    return {
+        str(path.relative_to(root)): stat.S_IMODE(path.stat().st_mode)
+        for path in (root, *sorted(root.rglob("*")))
+        if path.is_dir()
+    } | {"files": len([path for path in root.rglob("*") if path.is_file()])}
+
+
+@pytest.mark.rootless
+def test_an_ordinary_user_fills_directories_that_deny_their_owner(run_rootless: Rootless, rootless_dir: Path) -> None:
+    """Fedora's /usr/bin has mode 0555: it is filled, and has it afterwards."""
+    assert run_rootless(_closed_directories, rootless_dir) == {
+        ".": 0o555,
+        "bin": 0o555,
+        "bin/deep": 0o755,
+        "bin/deep/er": 0o511,
+        "files": 4,
+    }
+
+
 @pytest.mark.root
 def test_an_empty_capability_is_none(fresh_dir: Path) -> None:
     """The kernel takes one, and cannot read it again: a diff of the file would fail for ever."""
