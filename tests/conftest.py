@@ -27,6 +27,7 @@ TIERS = ("plain", "rootless", "root", "guest")
 
 _PRESENCE = pytest.StashKey[tuple[drivers.Presence, ...]]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
+_SWEPT = pytest.StashKey[leftovers.Leftovers]()
 
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
@@ -125,9 +126,8 @@ def pytest_configure(config: pytest.Config) -> None:
     temporary = Path(gettempdir(), f"layerfs-pytest-{os.getuid()}")
     temporary.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary))
-    swept = leftovers.sweep({drivers.directory_with_xattrs(), Path("/var/tmp")}, temporary.glob("pytest-of-*"))
-    for line in swept.lines():
-        config.issue_config_time_warning(UserWarning(f"cleared from an earlier run: {line}"), stacklevel=2)
+    places = {drivers.directory_with_xattrs(), Path("/var/tmp")}
+    config.stash[_SWEPT] = leftovers.sweep(places, temporary.glob("pytest-of-*"))
     config.stash[_PRESENCE] = () if config.option.collectonly else drivers.presence()
     guest.register(config)
 
@@ -140,7 +140,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Name each driver and the rootless tier, with the reason why it is not here."""
     required = ", ".join(sorted(requirements.required())) or "nothing (LAYERFS_REQUIRE)"
-    return [*drivers.table(config.stash[_PRESENCE]), f"required: {required}"]
+    swept = (f"cleared from an earlier run: {line}" for line in config.stash[_SWEPT].lines())
+    return [*drivers.table(config.stash[_PRESENCE]), f"required: {required}", *swept]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
