@@ -52,7 +52,7 @@ BUILTINS = (
     Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),
     Builtin("store", _STORE, "Make stores, and close those that live in a file of their own."),
     Builtin("store.create", _STORE, "Make a store, on request in a file with its own file system."),
-    Builtin("store.close", _STORE, "Unmount a store that lives in a file and free its loop device."),
+    Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),
     Builtin("doctor", _HOST, "Tell which drivers work here, and why the others do not."),
     Builtin("completion", _HOST, "Print the script that completes commands and names in a shell."),
 )

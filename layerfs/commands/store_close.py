@@ -8,7 +8,7 @@ from layerfs.commands.frame.verb import verb
 
 @verb("close", examples=["layerfs --store /srv/images store close"])
 def command(session: Session) -> None:
-    """Unmount a store that lives in a file and free its loop device; take its pool, if it has one, from the kernel.
+    """Unmount a store that lives in a file, and take its devices from the kernel.
 
     The next verb that opens the store brings it back. A store with a mounted clone is refused. Closing a store in a
     directory does nothing.
