@@ -18,7 +18,7 @@ from peers.meter import Failed
 from unions import trees
 from unions.trees import Layer, Tree
 
-REPOSITORY, PROJECT, DATA, ARCHIVE = "repository", "project", "data", "archive.tar"
+REPOSITORY, PROJECT, DATA, SMALLER, ARCHIVE = "repository", "project", "data", "smaller", "archive.tar"
 LAYERS = "l"
 """Short, because fuse-overlayfs takes the paths of all layers in one option."""
 SOURCES = 12
@@ -80,10 +80,11 @@ def make_stage(inputs: Inputs, place: Path, plain: Path, depth: int) -> Stage:
 
 
 def make_big(place: Path, size: int) -> Stage:
-    """Make a stage of one layer with nothing but one large file."""
+    """Make a stage of one layer with nothing but one large file, and a smaller one."""
     layer = place / LAYERS / "0"
     layer.mkdir(parents=True)
     write_data(layer / DATA, size)
+    write_data(layer / SMALLER, PIECE)
     os.sync()
     return Stage(place, (layer,), layer)
 

@@ -10,14 +10,14 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from peers.meter import Failed
 
 from layerfs.kernel.descriptors import opened
-from unions.stages import ARCHIVE, DATA, LAYERS, PIECE, PROJECT, REPOSITORY, Inputs, write_data
+from unions.stages import ARCHIVE, DATA, LAYERS, PIECE, PROJECT, REPOSITORY, SMALLER, Inputs, write_data
 from unions.trees import MANY, TREE
 
 Ready = Callable[[], None]
@@ -258,6 +258,12 @@ def _first_write(root: Path, context: Context) -> Ready:
     return lambda: _write_page(root / DATA, context, synced=False)
 
 
+def _next_first_write(root: Path, context: Context) -> Ready:
+    """Change another lower file before: without what a process does when it does something for the first time."""
+    _write_page(root / SMALLER, replace(context, seed=0), synced=False)
+    return lambda: _write_page(root / DATA, context, synced=False)
+
+
 def _first_write_synced(root: Path, context: Context) -> Ready:
     return lambda: _write_page(root / DATA, context, synced=True)
 
@@ -302,6 +308,7 @@ WORKS = (
     Work("write", "MiB", _megabytes, _write, writes=True),
     Work("random write", "4 KiB", _at_random, _write_anywhere, writes=True, before=_write_own),
     Work("first write", "run", _once, _first_write, before=_cool, big=True),
+    Work("next first write", "run", _once, _next_first_write, before=_cool, big=True),
     Work("first write, fsync", "run", _once, _first_write_synced, before=_cool, big=True),
 )
 """All works; those with ``big`` have a stage of their own with one large file."""

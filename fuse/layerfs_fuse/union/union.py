@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from layerfs.contract import WritePolicy
 from layerfs.kernel import syscalls
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.union.requests import Options
@@ -27,6 +28,8 @@ class Union(Xattrs):
         """Borrow all of them; ``layers`` are O_PATH descriptors of the directories, the lowest first."""
         super().__init__(index, layers, upper, options or Options())
         self._top = layers[-1] if layers else -1
+        if upper is not None and self.options.write is WritePolicy.REDIRECT_ON_WRITE:
+            self._redirected_files()  # now, so that the first write does not pay for it
 
     def sync(self) -> None:
         """Write everything to disk, unless the union is volatile."""
