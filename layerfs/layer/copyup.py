@@ -8,12 +8,10 @@ import stat
 from collections.abc import Mapping
 
 from layerfs.contract import Whiteouts
+from layerfs.kernel.filedata import copy_data
 from layerfs.layer import attributes
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_STEP = 1 << 30
-_PIECE = 1 << 20
-_NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def copy_up(
@@ -49,42 +47,8 @@ def _copy_content(below: int, directory: int, name: bytes, size: int) -> None:
     try:
         target = os.open(name, _CREATE, 0o600, dir_fd=directory)
         try:
-            os.ftruncate(target, size)
-            end = 0
-            while (start := _seek(source, end, os.SEEK_DATA)) is not None:
-                end = _seek(source, start, os.SEEK_HOLE) or size
-                _copy_range(source, target, start, end)
+            copy_data(source, target, size)
         finally:
             os.close(target)
     finally:
         os.close(source)
-
-
-def _seek(fd: int, offset: int, whence: int) -> int | None:
-    """Return where the next data or hole starts; None behind the last one."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise
-
-
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
-    """Copy bytes inside the kernel where it can: not from an overlay, which the lower layers are, to its upper file."""
-    inside = True
-    while start < end:
-        copied = 0
-        if inside:
-            try:
-                copied = os.copy_file_range(source, target, min(_STEP, end - start), start, start)
-            except OSError as error:
-                if error.errno not in _NO_COPY_RANGE:
-                    raise
-                inside = False
-        if not copied:  # also where copy_file_range(2) stops early without an error, as it may
-            block = os.pread(source, min(_PIECE, end - start), start)
-            if not block:
-                return
-            copied = os.pwrite(target, block, start)
-        start += copied

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from layerfs.kernel import syscalls
+from layerfs.kernel import filedata, syscalls
+from layerfs.kernel.filedata import copy_range
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 """Modes of fallocate(2) (linux/falloc.h)."""
@@ -13,18 +14,12 @@ NOWHERE = 1 << 63
 """Further than any file reaches."""
 
 _PIECE = 1 << 20
-_STEP = 1 << 30
-_NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def seek(fd: int, offset: int, whence: int) -> int:
     """Return where the next data or hole is; `NOWHERE` where there is none."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return NOWHERE
-        raise
+    found = filedata.seek(fd, offset, whence)
+    return NOWHERE if found is None else found
 
 
 def fill(source: int, target: int, start: int, end: int) -> None:
@@ -37,7 +32,8 @@ def fill(source: int, target: int, start: int, end: int) -> None:
         if start < data:
             _clear(target, start, data)
         start = min(seek(source, data, os.SEEK_HOLE), end) if data < end else end
-        _copy(source, target, data, start)
+        if copy_range(source, target, data, start) < start:
+            raise OSError(errno.EIO, "a lower file became shorter")
 
 
 def _clear(fd: int, start: int, end: int) -> None:
@@ -51,26 +47,6 @@ def _clear(fd: int, start: int, end: int) -> None:
             raise
         for at in range(start, end, _PIECE):
             write_all(fd, bytes(min(_PIECE, end - at)), at)
-
-
-def _copy(source: int, target: int, start: int, end: int) -> None:
-    inside = True
-    while start < end:
-        copied = 0
-        if inside:
-            try:
-                copied = os.copy_file_range(source, target, min(_STEP, end - start), start, start)
-            except OSError as error:
-                if error.errno not in _NO_COPY_RANGE:
-                    raise
-                inside = False
-        if not copied:  # also where copy_file_range(2) stops early without an error, as it may
-            block = os.pread(source, min(_PIECE, end - start), start)
-            if not block:
-                raise OSError(errno.EIO, "a lower file became shorter")
-            write_all(target, block, start)
-            copied = len(block)
-        start += copied
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:

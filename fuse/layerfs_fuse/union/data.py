@@ -6,14 +6,11 @@ import errno
 import os
 from collections.abc import Callable
 
-from layerfs.kernel import syscalls
+from layerfs.kernel import filedata, syscalls
 
 _NO_REFLINK = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.EBADF}
 )
-_NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
-_STEP = 1 << 30
-_PIECE = 1 << 20
 _SMALL = 64 << 10
 """Files up to here are read and written in one go, which costs less than to ask for holes and reflinks."""
 
@@ -35,11 +32,7 @@ def copy_data(
         return False
     elif instead is not None and instead(source, target):
         return True
-    os.ftruncate(target, size)
-    end = 0
-    while end < size and (start := _seek(source, end, os.SEEK_DATA)) is not None and start < size:
-        end = min(_seek(source, start, os.SEEK_HOLE) or size, size)
-        _copy_range(source, target, start, end)
+    filedata.copy_data(source, target, size)
     return False
 
 
@@ -51,32 +44,3 @@ def _shared(source: int, target: int) -> bool:
             return False
         raise
     return True
-
-
-def _seek(fd: int, offset: int, whence: int) -> int | None:
-    """Return where the next data or hole starts; None behind the last one."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise
-
-
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
-    inside = True
-    while start < end:
-        copied = 0
-        if inside:
-            try:
-                copied = os.copy_file_range(source, target, min(_STEP, end - start), start, start)
-            except OSError as error:
-                if error.errno not in _NO_COPY_RANGE:
-                    raise
-                inside = False
-        if not copied:  # also where copy_file_range(2) stops early without an error, as it may
-            block = os.pread(source, min(_PIECE, end - start), start)
-            if not block:
-                return
-            copied = os.pwrite(target, block, start)
-        start += copied
