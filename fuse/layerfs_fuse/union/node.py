@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from layerfs_fuse.union.order import Order
 
-if TYPE_CHECKING:
-    from layerfs_fuse.union.handle import Handle
-
 HIDDEN = 0
 """In `Directory.children`: a whiteout. Positive numbers are node ids, negative ones file types not looked at."""
+
+
+class OpenFile(Protocol):
+    """What a node knows of a handle on its file: the descriptor, and the flags of open(2)."""
+
+    fd: int
+    flags: int
 
 
 class Node:
@@ -61,7 +65,7 @@ class Node:
         self.bare = False
         self.redirected = False
         self.fd = -1
-        self.handle: Handle | None = None
+        self.handle: OpenFile | None = None
 
     def add_name(self, directory: Directory, name: bytes) -> None:
         """Note one more name."""
