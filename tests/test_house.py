@@ -49,6 +49,8 @@ def test_what_is_left_behind_is_found_and_cleared(tmp_path: Path) -> None:
         file.truncate(1 << 20)
     subprocess.run(["losetup", "--find", tmp_path / "disk"], check=True)
     child = subprocess.Popen(["sleep", "60"], env={**os.environ, leftovers.SESSION_VARIABLE: "of-this-test"})
+    while not Path(f"/proc/{child.pid}/environ").read_bytes():
+        pass  # vfork(2) lets the parent go on before the new program's environment is in place
 
     left = leftovers.find([tmp_path], session="of-this-test")
     leftovers.clear(left)
