@@ -166,16 +166,22 @@ def _try(
         raise refused from error
 
 
+def own_whiteouts() -> Whiteouts:
+    """Return the style whose attributes this user can read and write: trusted.* is for root of the host."""
+    privileged = userns.is_initial() and os.geteuid() == 0
+    return Whiteouts.OVERLAY if privileged else Whiteouts.OVERLAY_USER
+
+
 def _whiteouts(record: Path) -> Whiteouts:
     """Return how this store's layers say that a directory is opaque; mixing the two would show deleted files again."""
-    privileged = userns.is_initial() and os.geteuid() == 0
+    own = own_whiteouts()
     try:
         recorded = record.read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        return Whiteouts.OVERLAY if privileged else Whiteouts.OVERLAY_USER
+        return own
     if recorded == _XATTRS[Whiteouts.OVERLAY_USER]:
         return Whiteouts.OVERLAY_USER
-    if not privileged:
+    if own is not Whiteouts.OVERLAY:
         raise Unsupported(
             f"{record.parent} holds layers made by root, whose trusted.overlay attributes others cannot see",
             hint="run it as root, or make a store of your own with --store",

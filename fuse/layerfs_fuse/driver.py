@@ -25,7 +25,7 @@ from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
-from layerfs_fuse.stack import open_index
+from layerfs_fuse.stack import open_index, open_layer
 from layerfs_fuse.union.upper import settled
 
 TYPE = "fuse.layerfs"
@@ -37,8 +37,6 @@ _OPTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "passthrough": {"on": (), "off": ("nopassthrough",)},
 }
 """The driver's options, their values, and what these are as options of a mount."""
-
-_LAYER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class FuseDriver:
@@ -83,8 +81,8 @@ class FuseDriver:
         for snapshot in snapshots:
             if snapshot.id not in below:
                 self._build(snapshot)
-        for snapshot in snapshots[:1]:
-            self._directories.sync(snapshot.id)
+        if snapshots:
+            self._directories.sync(snapshots[0].id)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure what the snapshot adds to its parents."""
@@ -150,7 +148,7 @@ class FuseDriver:
         """Merge the layers above the nearest snapshot with an index into that one's."""
         chain = (snapshot.id, *snapshot.parents)
         with ExitStack() as stack:
-            layers = [self._open(one, stack) for one in reversed(chain)]
+            layers = [open_layer(self._directories.diff(one), stack) for one in reversed(chain)]
             parent = None
             for depth in range(1, len(chain)):
                 with suppress(NotFound, Corrupt):
@@ -158,11 +156,6 @@ class FuseDriver:
                     layers = layers[-depth:]
                     break
             build(self._index(snapshot.id), layers, parent=parent, whiteouts=self._directories.whiteouts, sync=False)
-
-    def _open(self, id: SnapshotId, stack: ExitStack) -> int:  # noqa: A002  the contract's word
-        fd = os.open(self._directories.diff(id), _LAYER)
-        stack.callback(os.close, fd)
-        return fd
 
 
 class RedirectingFuseDriver(FuseDriver):

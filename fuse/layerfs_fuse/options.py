@@ -17,13 +17,14 @@ from layerfs.contract import Whiteouts
 from layerfs.errors import InvalidArgument, Unsupported
 from layerfs.kernel.options import split_lowerdirs, unescape_path
 from layerfs_fuse.ids import AS_THEY_ARE, IdShift, parse_shift
+from layerfs_fuse.union.requests import REDIRECT_FROM
 
 FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "dirsync", "sync"})
 """Options that the kernel itself keeps."""
 
 _WITHOUT_EFFECT: Final = frozenset(
     {
-        "rw", "suid", "dev", "exec", "atime", "diratime", "relatime", "strictatime", "async", "defaults",
+        "suid", "dev", "exec", "atime", "diratime", "relatime", "strictatime", "async", "defaults",
         "auto", "noauto", "user", "nouser", "users", "_netdev", "nofail",
         "default_permissions", "writeback", "lazytime", "fast_ialloc", "nonempty", "big_writes", "clone_fd",
         "index=off", "metacopy=off", "redirect_dir=off", "redirect_dir=nofollow", "nfs_export=off", "uuid=null",
@@ -52,7 +53,7 @@ class StackOptions:
     marks: Whiteouts | None = None
     volatile: bool = False
     redirect: bool = False
-    redirect_from: int = 128 << 10
+    redirect_from: int = REDIRECT_FROM
     fusepy: bool = False
     acl: bool = True
     passthrough: bool = True
@@ -127,7 +128,7 @@ class _Reading:
             marks=Whiteouts.OVERLAY_USER if "userxattr" in self._switches else None,
             volatile="volatile" in self._switches or self._values.get("fsync") == "0",
             redirect=self._write(),
-            redirect_from=_number("redirect_from", self._values.get("redirect_from", str(128 << 10))),
+            redirect_from=_number("redirect_from", self._values.get("redirect_from", str(REDIRECT_FROM))),
             fusepy="fusepy" in self._switches,
             acl="noacl" not in self._switches,
             passthrough="nopassthrough" not in self._switches,

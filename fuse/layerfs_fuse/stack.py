@@ -11,7 +11,7 @@ from pathlib import Path
 
 from layerfs.contract import Whiteouts, WritePolicy
 from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
-from layerfs.kernel import userns
+from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse import daemon, fusepy
 from layerfs_fuse.daemon import Ready
 from layerfs_fuse.index.builder import build
@@ -62,23 +62,18 @@ def serve(source: str, options: StackOptions, target: Path, ready: Ready | None 
 def opened(options: StackOptions) -> Iterator[Union]:
     """Give the union that the options describe, and close it."""
     with ExitStack() as stack:
-        whiteouts = options.marks or own_marks()
+        whiteouts = options.marks or own_whiteouts()
         upper = None
         if options.upper is not None and options.work is not None and not options.read_only:
             upper = Upper.open(options.upper, options.work, marks=whiteouts)
             stack.callback(upper.close)
-        layers = [_open_layer(path, stack) for path in _layers(options, stack)]
+        layers = [open_layer(path, stack) for path in _layers(options, stack)]
         index = stack.enter_context(_index(options.index, layers, whiteouts))
         write = WritePolicy.REDIRECT_ON_WRITE if options.redirect else WritePolicy.COPY_ON_WRITE
         how = Options(volatile=options.volatile, write=write, redirect_from=options.redirect_from)
         union = Union(index, layers, upper, how)
         stack.callback(union.close)
         yield union
-
-
-def own_marks() -> Whiteouts:
-    """Return the marks that this user can read and write in layers."""
-    return Whiteouts.OVERLAY if os.geteuid() == 0 and userns.is_initial() else Whiteouts.OVERLAY_USER
 
 
 def _layers(options: StackOptions, stack: ExitStack) -> Sequence[Path]:
@@ -89,7 +84,8 @@ def _layers(options: StackOptions, stack: ExitStack) -> Sequence[Path]:
     return lowers or (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfs-empty-"))),)
 
 
-def _open_layer(path: Path, stack: ExitStack) -> int:
+def open_layer(path: Path, stack: ExitStack) -> int:
+    """Open the directory of a layer until the stack is closed."""
     try:
         fd = os.open(path, _LAYER)
     except OSError as error:

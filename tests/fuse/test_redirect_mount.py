@@ -17,6 +17,7 @@ import pytest
 
 from layerfs.contract import WritePolicy
 from layerfs.errors import FailedPrecondition
+from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse import daemon, mounting
 from layerfs_fuse.daemon import Ready
 from layerfs_fuse.index.builder import build
@@ -24,7 +25,6 @@ from layerfs_fuse.index.reader import Index
 from layerfs_fuse.mounting import Attachment
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.session import Wishes
-from layerfs_fuse.stack import own_marks
 from layerfs_fuse.union import Options, Union, Upper
 from tests.fuse.redirect_scene import BLOCK, pattern
 from tests.fuse.test_server_data import WAYS, Model, closing_fd, wait_for_end
@@ -38,7 +38,7 @@ OPTIONS = Options(write=WritePolicy.REDIRECT_ON_WRITE, redirect_from=1)
 
 def _serve(place: Path, wishes: Wishes, options: Options, ready: Ready) -> None:
     layer = os.open(place / "lower", os.O_PATH | os.O_DIRECTORY)
-    build(place / "index", [layer], whiteouts=own_marks(), sync=False)
+    build(place / "index", [layer], whiteouts=own_whiteouts(), sync=False)
     with (
         Index.open(place / "index") as index,
         closing(Upper.open(place / "upper", place / "work")) as upper,

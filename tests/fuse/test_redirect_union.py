@@ -15,10 +15,10 @@ from layerfs.contract import LayerRoot, Mount, WritePolicy
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, NoSpace
 from layerfs.kernel import mounting, syscalls
 from layerfs.layer.changes import upper_changes
+from layerfs.layerdirs import own_whiteouts
 from layerfs.tree import copy_tree
 from layerfs_fuse.attributes import BLOCKS, U64
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
-from layerfs_fuse.stack import own_marks
 from layerfs_fuse.union import Changes, Handle, Options, Union, Upper, upper
 from tests.fuse.redirect_scene import BLOCK, pattern
 from tests.fuse.test_union_stateful import UnionBesideDirectory, is_root, run
@@ -38,7 +38,7 @@ def unmounted(stack: Stack) -> Iterator[None]:
     try:
         yield
     finally:
-        stack.upper = Upper.open(stack.upper_path, stack.work_path, marks=own_marks())
+        stack.upper = Upper.open(stack.upper_path, stack.work_path, marks=own_whiteouts())
         stack.union = Union(stack.index, stack.fds, stack.upper, stack.options)
 
 
@@ -274,7 +274,7 @@ def test_commit_refuses_what_is_not_flattened(stack: Stack, client: Client) -> N
     client.write(b"dir/second", b"new", 5 * BLOCK)
     for lower in (stack.paths[0], None):  # changed, or added under its name
         with pytest.raises(FailedPrecondition, match="refers to a lower layer"):
-            list(upper_changes(LayerRoot(stack.upper_path, own_marks()), lower))
+            list(upper_changes(LayerRoot(stack.upper_path, own_whiteouts()), lower))
 
 
 def test_flatten_makes_whole_files_of_the_same_inode_and_times(stack: Stack, client: Client) -> None:

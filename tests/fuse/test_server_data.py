@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.kernel import children, userns
+from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse import daemon, mounting
 from layerfs_fuse.daemon import Ready
 from layerfs_fuse.ids import AS_THEY_ARE, IdShift, parse_shift
@@ -24,7 +25,6 @@ from layerfs_fuse.index.builder import build
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.mounting import Attachment
 from layerfs_fuse.session import Wishes
-from layerfs_fuse.stack import own_marks
 from layerfs_fuse.union import Options, Union, Upper
 from tests.support.rootless import Rootless
 
@@ -40,7 +40,7 @@ WAYS = {
 
 def _serve(lower: Path, upper: Path, work: Path, target: Path, wishes: Wishes, shift: IdShift, ready: Ready) -> None:
     layer = os.open(lower, os.O_PATH | os.O_DIRECTORY)
-    build(lower.with_name("index"), [layer], whiteouts=own_marks(), sync=False)
+    build(lower.with_name("index"), [layer], whiteouts=own_whiteouts(), sync=False)
     with (
         Index.open(lower.with_name("index")) as index,
         closing(Upper.open(upper, work)) as written,

@@ -16,10 +16,11 @@ import pytest
 from layerfs.contract import Mount
 from layerfs.errors import Busy, FailedPrecondition
 from layerfs.kernel import mounting
+from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse.attributes import DIRENT
 from layerfs_fuse.union import Caller, Changes, Options, Union, Upper, upper
 from tests.support.rootless import Rootless
-from tests.support.unions import Client, Seen, Stack, own_marks, stacked, tree_of
+from tests.support.unions import Client, Seen, Stack, stacked, tree_of
 
 OLD = 1_000_000_000_000_000_000
 PREFIX = b"trusted.overlay." if os.geteuid() == 0 else b"user.overlay."
@@ -412,13 +413,13 @@ def test_a_volatile_overlay_is_not_taken_over(fresh_dir: Path) -> None:
     (fresh_dir / "upper").mkdir()
     (fresh_dir / "work/work/incompat/volatile").mkdir(parents=True)
     with pytest.raises(FailedPrecondition, match="volatile"):
-        Upper.open(fresh_dir / "upper", fresh_dir / "work", marks=own_marks())
+        Upper.open(fresh_dir / "upper", fresh_dir / "work", marks=own_whiteouts())
 
 
 def test_an_upper_directory_has_one_union(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upper, "_PATIENCE", 0.05)
     with pytest.raises(Busy, match="another union"):
-        Upper.open(client.stack.upper_path, client.stack.work_path, marks=own_marks())
+        Upper.open(client.stack.upper_path, client.stack.work_path, marks=own_whiteouts())
     with pytest.raises(Busy):
         upper.settled(client.stack.work_path)
     client.stack.remount()

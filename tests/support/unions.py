@@ -11,16 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from layerfs.contract import Whiteouts
+from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse.attributes import ATTRIBUTES, DIRENT, ENTRY_SIZE, U64
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.union import Caller, Handle, Options, Union, Upper
-
-
-def own_marks() -> Whiteouts:
-    """Return the marks that this process can make."""
-    return Whiteouts.OVERLAY if os.geteuid() == 0 else Whiteouts.OVERLAY_USER
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +49,16 @@ class Stack:
             path.mkdir(exist_ok=True)
         self.options = options
         self.fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in layers]
-        build(place / "index", self.fds, whiteouts=own_marks(), sync=False)
+        build(place / "index", self.fds, whiteouts=own_whiteouts(), sync=False)
         self.index = Index.open(place / "index")
-        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_marks())
+        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_whiteouts())
         self.union = Union(self.index, self.fds, self.upper, options)
 
     def remount(self) -> None:
         """Close the union and open another one on the same directories."""
         self.union.close()
         self.upper.close()
-        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_marks())
+        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_whiteouts())
         self.union = Union(self.index, self.fds, self.upper, self.options)
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from layerfs.contract import WritePolicy
 
+REDIRECT_FROM = 128 << 10
+"""Bytes from which on a file is redirected unless somebody says otherwise."""
 NOW = -1
 """In place of a time: the present one, taken by the file system that stores it."""
 
@@ -52,4 +54,4 @@ class Options:
 
     volatile: bool = False
     write: WritePolicy = WritePolicy.COPY_ON_WRITE
-    redirect_from: int = 128 << 10
+    redirect_from: int = REDIRECT_FROM
