@@ -1,7 +1,8 @@
 """The sub-commands, one module a verb; this package's own file is the table that `layerfs --help` is printed from.
 
 A *verb* is a leaf of the command, a *group* holds verbs. Each module below has one of them, named ``command``, and each
-is an entry point of ``layerfs.commands`` in pyproject.toml, where somebody else's package may add its own. The table
+is an entry point of ``layerfs.commands`` in pyproject.toml, where somebody else's package may add its own; those of
+`layerfs bench` are in layerfs_bench, which the core never imports but by these names. The table
 repeats names and short helps because loading every module for them would cost the start of the command more than all
 else together; ``tests/command/test_frame.py`` holds table, entry points and modules together.
 """
@@ -12,16 +13,17 @@ from typing import NamedTuple
 
 
 class Builtin(NamedTuple):
-    """One verb or group of our own: its full name with dots, the section of the help, and its short help."""
+    """One verb or group of our own: its full name with dots, the section of the help, its short help, its package."""
 
     name: str
     section: str
     help: str
+    package: str = "layerfs.commands"
 
     @property
     def target(self) -> str:
         """Return the object as an entry point names it."""
-        return f"layerfs.commands.{self.name.replace('.', '_')}:command"
+        return f"{self.package}.{self.name.replace('.', '_').replace('-', '_')}:command"
 
 
 _IMAGES, _CLONES, _STORE, _HOST = "Images", "Clones", "Store", "This host"
