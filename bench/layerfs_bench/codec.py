@@ -18,6 +18,8 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 _T = TypeVar("_T")
 
+_LARGEST = 2**63
+"""No count of bytes, seconds or anything else in a result is beyond this."""
 _SIMPLE: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -59,7 +61,14 @@ def _decode(kind: Any, data: Json, where: str) -> object:  # noqa: ANN401  a typ
     wanted: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(data, wanted) or (isinstance(data, bool) and kind is not bool):
         raise Corrupt(f"{where} is not of type {_SIMPLE[kind]}")
-    return float(cast("float", data)) if kind is float else data
+    return data if isinstance(data, str) else _sane(cast("float", data), kind, where)
+
+
+def _sane(number: float, kind: type, where: str) -> float:
+    """Return a number that arithmetic and plots can bear: Python's JSON reads ``NaN`` and integers of any length."""
+    if not abs(number) <= _LARGEST:
+        raise Corrupt(f"{where} is no number that can be measured")
+    return float(number) if kind is float else number
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401  as above

@@ -63,7 +63,10 @@ def from_document(document: Json, *, name: str = "the result") -> Results:
     if not isinstance(benchmarks, list):
         raise Corrupt(f"{name} has no list of benchmarks")
     measured = tuple(_measurement(one, f"{name}: benchmarks[{number}]") for number, one in enumerate(benchmarks))
-    return Results(header.run, header.fingerprint, (*measured, *header.unmeasured), header.left_out)
+    measurements = (*measured, *header.unmeasured)
+    if len({one.identity for one in measurements}) < len(measurements):
+        raise Corrupt(f"{name} has the same measurement twice")
+    return Results(header.run, header.fingerprint, measurements, header.left_out)
 
 
 def read(path: Path) -> Results:
@@ -198,7 +201,12 @@ class _Entry:
 
 def _measurement(entry: Json, where: str) -> Measurement:
     found = decode(_Entry, entry, where)
-    return replace(found.extra_info.layerfs, samples=found.stats.data)
+    measurement = replace(found.extra_info.layerfs, samples=found.stats.data)
+    if not measurement.samples or min(measurement.samples) < 0:
+        raise Corrupt(f"{where} has no samples, or negative ones")
+    if len(measurement.visits) not in {0, len(measurement.samples)}:
+        raise Corrupt(f"{where} has {len(measurement.samples)} samples, and visits of {len(measurement.visits)}")
+    return measurement
 
 
 def _statistics(samples: Sequence[float]) -> dict[str, Json]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from layerfs.contract import CopyUnit, WritePolicy
+
 PLAIN = "plain"
 """The driver's name in a baseline cell: no driver at all."""
 
@@ -59,7 +61,8 @@ class Position(StrEnum):
 class Cell:
     """Where something is measured: a driver with its options, the file system below it, and whether that has reflink.
 
-    ``name`` tells cells apart for people and in files: "overlay2-ext4", "fuse-redirect-xfs", "plain-btrfs".
+    ``name`` tells cells apart for people and in files: "overlay2-ext4", "fuse-redirect-xfs", "plain-btrfs". What the
+    first write to lower data copies and where it goes are the driver's traits; None for a baseline.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Cell:
     file_system: str
     reflink: bool
     options: tuple[tuple[str, str], ...] = ()
+    copy_unit: CopyUnit | None = None
+    write_policy: WritePolicy | None = None
 
     @property
     def is_baseline(self) -> bool:

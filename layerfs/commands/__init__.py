@@ -13,17 +13,18 @@ from typing import NamedTuple
 
 
 class Builtin(NamedTuple):
-    """One verb or group of our own: its full name with dots, the section of the help, its short help, its package."""
+    """One verb or group of our own: its full name with dots, the section of the help, its short help, its module."""
 
     name: str
     section: str
     help: str
-    package: str = "layerfs.commands"
+    module: str = ""
+    """Where it is, if that does not follow from its name."""
 
     @property
     def target(self) -> str:
         """Return the object as an entry point names it."""
-        return f"{self.package}.{self.name.replace('.', '_').replace('-', '_')}:command"
+        return f"{self.module or 'layerfs.commands.' + self.name.replace('.', '_')}:command"
 
 
 _IMAGES, _CLONES, _STORE, _HOST = "Images", "Clones", "Store", "This host"

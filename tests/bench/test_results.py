@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["result.json"]
 
 
-@given(st.builds(Parameters, depth=st.none() | st.integers(), position=st.none() | st.sampled_from(Position)))
+@given(st.builds(Parameters, depth=st.none() | st.integers(0, 2**63), position=st.none() | st.sampled_from(Position)))
 def test_parameters_survive_json(parameters: Parameters) -> None:
     assert decode(Parameters, json.loads(json.dumps(encode(parameters)))) == parameters
 
@@ -119,6 +120,12 @@ def test_pytest_benchmark_compares_it(tmp_path: Path) -> None:
         (lambda whole: whole.update(benchmarks=None), Corrupt, "no list of benchmarks"),
         (lambda whole: whole["benchmarks"][0].pop("extra_info"), Corrupt, r"benchmarks\[0\] has no 'extra_info'"),
         (lambda whole: whole["benchmarks"][0]["stats"].update(data=["x"]), Corrupt, r"data\[0\] is not of type number"),
+        (lambda whole: whole["benchmarks"][0]["stats"].update(data=[math.nan]), Corrupt, "no number that can be"),
+        (lambda whole: whole["benchmarks"][0]["stats"].update(data=[10**400]), Corrupt, "no number that can be"),
+        (lambda whole: whole["benchmarks"][0]["stats"].update(data=[-1.0]), Corrupt, "negative"),
+        (lambda whole: whole["benchmarks"][0]["stats"].update(data=[1.0]), Corrupt, "1 samples, and visits of"),
+        (lambda whole: whole["benchmarks"].append(whole["benchmarks"][0]), Corrupt, "same measurement twice"),
+        (lambda whole: whole["layerfs"]["run"].update(seed=10**400), Corrupt, "no number that can be"),
     ],
 )
 def test_what_is_damaged_is_refused(change: Change, kind: type[Exception], said: str) -> None:
