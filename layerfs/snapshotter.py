@@ -12,33 +12,26 @@ what it leaves open is decided here once, so that no driver can get it wrong:
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from layerfs import locks, rules
-from layerfs.contract import CommitsTogether, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
-from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, NoSpace, Unsupported, os_error
+from layerfs.contract import Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
+from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, NoSpace, Unsupported
 from layerfs.filters import compile_filters
+from layerfs.holdings import Holdings
 from layerfs.kernel import mounting
-from layerfs.metadata import settings, snapshots
+from layerfs.metadata import snapshots
 from layerfs.metadata.database import Database
-from layerfs.metadata.snapshots import Row, State
-
-_T = TypeVar("_T")
+from layerfs.metadata.snapshots import Row
+from layerfs.recovery import SUCCESSOR, Recovery
 
 Within = Callable[[sqlite3.Connection], None]
 """Further work of a caller inside a transaction of the snapshotter's."""
-
-_log = logging.getLogger(__name__)
-
-_NEXT = "\x00next"
-"""Follows the key of a snapshot that is to take the place of the one that has the key now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +53,17 @@ class Snapshotter:
     def __init__(
         self, driver: Driver, database: Database, lock_file: Path, *, clock: Callable[[], int] = time.time_ns
     ) -> None:
-        self.driver = driver
+        self.holdings = Holdings(driver, lock_file)
         self._database = database
-        self._lock_file = lock_file
         self._clock = clock
         self._owner = locks.Owner(lock_file)
-        self._given_up: set[SnapshotId] = set()
+        self._recovery = Recovery(database, self.holdings, lock_file, self._owner, clock)
         self.recover()
+
+    @property
+    def driver(self) -> Driver:
+        """Return the driver that keeps the bytes."""
+        return self.holdings.driver
 
     @property
     def owner(self) -> int:
@@ -99,8 +96,7 @@ class Snapshotter:
             raise FailedPrecondition(
                 f"{key!r} is committed and has no mounts", hint="make a view of it (read-only) or prepare a child"
             )
-        with self._driving(f"list the mounts of {key!r}"):
-            return tuple(self.driver.mounts(snapshot))
+        return self.holdings.mounts(snapshot, repr(key))
 
     def commit(
         self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str | None = None
@@ -117,11 +113,11 @@ class Snapshotter:
                 rules.rebase(connection, row, parent, self.driver)
             snapshot = self._intend_commit(connection, row, name, labels)
         try:
-            usage = self._freeze(snapshot)
+            usage = self.holdings.freeze(snapshot)
         except BaseException:
-            self._undo(self._withdraw, row)
+            self._recovery.undo_commit(row)
             raise
-        with self._finishing(row) as connection:
+        with self._recovery.finishing(row) as connection:
             snapshots.set_committed(connection, row.id, usage, self._clock())
 
     @contextmanager
@@ -136,26 +132,22 @@ class Snapshotter:
         with self._database.write(durable=False) as connection:
             made = tuple(self._reserve(connection, Kind.ACTIVE, plan.name, None) for plan in plans)
         try:
-            with self._driving(f"create {len(made)} snapshots"):
-                for snapshot in made:
-                    self.driver.create(snapshot)
+            for snapshot, plan in zip(made, plans, strict=True):
+                self.holdings.create(snapshot, repr(plan.name))
             yield made
-            self._freeze_all(made)
+            self.holdings.freeze_all(made)
             with self._database.write() as connection:
                 for plan, snapshot in zip(plans, made, strict=True):
                     snapshots.set_parent(connection, snapshot.id, rules.parent(connection, plan.parent))
                     snapshots.set_committed(connection, snapshot.id, None, self._clock())
                     snapshots.set_labels(connection, snapshot.id, rules.checked_labels(plan.labels))
         except BaseException:
-            self._given_up.update(snapshot.id for snapshot in made)  # recovery has what cannot be undone now
-            self._undo(self._discard_unseen, made)
+            self._recovery.undo_creations(made)
             raise
 
     def empty(self, snapshot: Snapshot) -> None:
         """Throw away what was written to a snapshot of `together`."""
-        self._remove_bytes(snapshot.id)
-        with self._driving(f"create snapshot {snapshot.id} anew"):
-            self.driver.create(snapshot)
+        self.holdings.create_anew(snapshot, f"snapshot {snapshot.id}")
 
     def checkpoint(self, name: str, key: str) -> None:
         """Commit the active snapshot ``key`` as ``name`` and leave a fresh active one on top of it at ``key``.
@@ -167,17 +159,16 @@ class Snapshotter:
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             snapshot = self._intend_commit(connection, row, name, {})
-            following = self._reserve(connection, Kind.ACTIVE, key + _NEXT, row.id)
+            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, row.id)
         try:
-            with self._driving(f"create {key!r}"):
-                self.driver.create(following)
-            usage = self._freeze(snapshot)
+            self.holdings.create(following, repr(key))
+            usage = self.holdings.freeze(snapshot)
         except BaseException:
-            self._undo(self._discard, following.id)
-            self._undo(self._withdraw, row)
+            self._recovery.undo_creation(following.id)
+            self._recovery.undo_commit(row)
             raise
-        with self._finishing(row) as connection:
-            self._succeed(connection, row, usage, following.id)
+        with self._recovery.finishing(row) as connection:
+            self._recovery.succeed(connection, row, usage, following.id)
 
     def reset(self, key: str, parent: str) -> None:
         """Throw away what the active snapshot ``key`` holds and start it anew on ``parent``, or leave it as it was.
@@ -188,11 +179,10 @@ class Snapshotter:
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             base = rules.parent(connection, parent)
-            following = self._reserve(connection, Kind.ACTIVE, key + _NEXT, base)
+            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, base)
             labels = snapshots.labels(connection, row.id)
         try:
-            with self._driving(f"create {key!r}"):
-                self.driver.create(following)
+            self.holdings.create(following, repr(key))
             with self._database.write() as connection:
                 rules.same(connection, key, row)
                 snapshots.delete(connection, row.id)
@@ -200,9 +190,9 @@ class Snapshotter:
                 snapshots.set_labels(connection, following.id, labels)
                 snapshots.set_ready(connection, following.id)
         except BaseException:
-            self._undo(self._discard, following.id)
+            self._recovery.undo_creation(following.id)
             raise
-        self._remove_bytes(row.id)
+        self.holdings.remove(row.id)
 
     def remove(self, key: str, *, within: Within | None = None) -> None:
         """Remove a snapshot; raise `FailedPrecondition` that lists the children of one that has some.
@@ -218,7 +208,7 @@ class Snapshotter:
             snapshots.delete(connection, row.id)
             if within:
                 within(connection)
-        self._remove_bytes(row.id)
+        self.holdings.remove(row.id)
 
     def stat(self, key: str) -> Info:
         """Return what is known of a snapshot."""
@@ -273,8 +263,7 @@ class Snapshotter:
             snapshot = snapshots.snapshot(connection, row)
         if row.usage is not None:
             return row.usage
-        with self._driving(f"measure {key!r}"):
-            usage = self.driver.usage(snapshot)
+        usage = self.holdings.usage(snapshot, repr(key))
         if snapshot.kind is Kind.COMMITTED:
             # What is full or busy must not keep anybody from seeing what to remove.
             with suppress(NoSpace, Busy), self._database.write(durable=False) as connection:
@@ -294,31 +283,16 @@ class Snapshotter:
     def cleanup(self) -> tuple[SnapshotId, ...]:
         """Delete the bytes that no row names, and return their ids."""
         self.recover()
-        return self._remove_orphans(self._held())
+        return self._recovery.remove_orphans(self.holdings.ids())
 
     def recover(self) -> None:
         """Finish or undo what dead processes left, and after a power cut what it took; called when the store opens."""
-        boot = _boot_id()
-        with self._database.read() as connection:
-            same_boot = settings.get(connection, "boot") == boot
-            abandoned = self._abandoned(snapshots.unfinished(connection))
-        if same_boot and not abandoned:
-            return
-        with locks.locked(self._lock_file, locks.named("recovery"), exclusive=True, what="the recovery of the store"):
-            # One by one: finishing the commit of one finishes the creation of the one that follows it.
-            while row := self._next_abandoned():
-                self._recover_row(row)
-            if not same_boot:
-                self._recover_boot()
-                with self._database.write() as connection:
-                    settings.put(connection, "boot", boot)
+        self._recovery.run()
 
     def close(self) -> None:
         """Release the driver; doing it twice is no error. The database stays its owner's to close."""
         self.driver.close()
         self._owner.close()
-
-    # Making, freezing and removing bytes
 
     def _make(
         self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None, within: Within | None
@@ -329,15 +303,14 @@ class Snapshotter:
             snapshot = self._reserve(connection, kind, key, rules.parent(connection, parent))
             snapshots.set_labels(connection, snapshot.id, labels)
         try:
-            with self._driving(f"create {key!r}"):
-                self.driver.create(snapshot)
-                mounts = tuple(self.driver.mounts(snapshot))
+            self.holdings.create(snapshot, repr(key))
+            mounts = self.holdings.mounts(snapshot, repr(key))
             with self._database.write() as connection:
                 snapshots.set_ready(connection, snapshot.id)
                 if within:
                     within(connection)
         except BaseException:
-            self._undo(self._discard, snapshot.id)
+            self._recovery.undo_creation(snapshot.id)
             raise
         return mounts
 
@@ -361,150 +334,7 @@ class Snapshotter:
         snapshots.set_committing(connection, row.id, name, labels, self._owner.token)
         return snapshots.snapshot(connection, snapshots.get(connection, row.id))
 
-    def _freeze(self, snapshot: Snapshot) -> Usage:
-        with self._driving(f"commit snapshot {snapshot.id}"):
-            usage = self.driver.usage(snapshot)
-            self.driver.commit(snapshot)
-            return usage
-
-    def _freeze_all(self, made: Sequence[Snapshot]) -> None:
-        with self._driving(f"commit {len(made)} snapshots"):
-            if isinstance(self.driver, CommitsTogether):
-                self.driver.commit_all(made)
-            else:
-                for snapshot in made:
-                    self.driver.commit(snapshot)
-
-    @contextmanager
-    def _finishing(self, row: Row) -> Iterator[sqlite3.Connection]:
-        """Write that a commit took place. Its bytes are frozen: if this fails, recovery has to do it, not undo it."""
-        try:
-            with self._database.write() as connection:
-                yield connection
-        except BaseException:
-            self._given_up.add(row.id)
-            raise
-
     def _check_unmounted(self, key: str) -> None:
         used = mounting.users(self.mounts(key))
         if used:
             raise Busy(f"{key!r} is mounted at {used[0].path}", hint="unmount it first")
-
-    def _succeed(self, connection: sqlite3.Connection, row: Row, usage: Usage, following: SnapshotId) -> None:
-        """Finish a commit and let the following snapshot take over key and labels."""
-        labels = snapshots.labels(connection, row.id)
-        snapshots.set_committed(connection, row.id, usage, self._clock())
-        snapshots.rename(connection, following, row.name)
-        snapshots.set_labels(connection, following, labels)
-        snapshots.set_ready(connection, following)
-
-    def _withdraw(self, row: Row) -> None:
-        """Take back the intent to commit, unless the commit was written."""
-        with self._database.write() as connection:
-            if snapshots.get(connection, row.id).state is State.COMMITTING:
-                snapshots.set_ready(connection, row.id)
-                snapshots.set_parent(connection, row.id, row.parent)
-
-    def _undo(self, action: Callable[[_T], None], what: _T) -> None:
-        """Clean up after an error without hiding it; what cannot be undone now, recovery undoes."""
-        try:
-            action(what)
-        except LayerfsError as error:
-            _log.warning("left for recovery: %s", error)
-
-    def _discard(self, snapshot_id: SnapshotId) -> None:
-        """Undo a creation: bytes first, since the row keeps the id from being forgotten."""
-        self._remove_bytes(snapshot_id)
-        with self._database.write() as connection:
-            snapshots.delete(connection, snapshot_id)
-
-    def _discard_unseen(self, made: Iterable[Snapshot]) -> None:
-        """Undo creations unless they were written as done: an interrupt may come right after that."""
-        with self._database.read() as connection:
-            states = {snapshot.id: snapshots.get(connection, snapshot.id).state for snapshot in made}
-        for snapshot_id, state in states.items():
-            if state is State.CREATING:
-                self._discard(snapshot_id)
-
-    def _remove_bytes(self, snapshot_id: SnapshotId) -> None:
-        place = locks.named(f"bytes/{snapshot_id}")
-        with (
-            locks.locked(self._lock_file, place, exclusive=True, what=f"snapshot {snapshot_id}"),
-            self._driving(f"delete the bytes of snapshot {snapshot_id}"),
-        ):
-            self.driver.remove(snapshot_id)
-
-    def _held(self) -> set[SnapshotId]:
-        with self._driving("list what the driver holds"):
-            return set(self.driver.ids())
-
-    def _remove_orphans(self, held: set[SnapshotId]) -> tuple[SnapshotId, ...]:
-        """Delete the bytes seen before that have no row now: a row comes before its bytes, so what is new is safe."""
-        with self._database.read() as connection:
-            orphans = tuple(sorted(held - snapshots.ids(connection)))
-        for orphan in orphans:
-            self._remove_bytes(orphan)
-        return orphans
-
-    @contextmanager
-    def _driving(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise os_error(f"{what} (driver {self.driver.name})", error) from error
-
-    # Recovery
-
-    def _abandoned(self, rows: list[Row]) -> list[Row]:
-        return [row for row in rows if row.id in self._given_up or not self._owner.is_alive(row.owner)]
-
-    def _next_abandoned(self) -> Row | None:
-        with self._database.read() as connection:
-            abandoned = self._abandoned(snapshots.unfinished(connection))
-        return next(iter(abandoned), None)
-
-    def _recover_row(self, row: Row) -> None:
-        _log.warning("recovering snapshot %d (%r), left %s by a process that died", row.id, row.name, row.state)
-        if row.state is State.CREATING:
-            self._discard(row.id)
-        else:
-            self._finish_commit(row)
-
-    def _finish_commit(self, row: Row) -> None:
-        with self._database.read() as connection:
-            following = snapshots.find(connection, row.name + _NEXT)
-            snapshot = snapshots.snapshot(connection, row)
-            successor = following and snapshots.snapshot(connection, following)
-        usage = self._freeze(snapshot)
-        if successor:
-            with self._driving(f"create {row.name!r}"):
-                self.driver.remove(successor.id)
-                self.driver.create(successor)
-        with self._finishing(row) as connection:
-            if successor:
-                self._succeed(connection, row, usage, successor.id)
-            else:
-                snapshots.set_committed(connection, row.id, usage, self._clock())
-        self._given_up.discard(row.id)
-
-    def _recover_boot(self) -> None:
-        """Give active snapshots that lost their bytes in a power cut new ones, and delete bytes that lost their row.
-
-        Making one does not wait for the disk. If its directory did not reach it, neither did anything inside: a file
-        that was synced would have brought its directories along.
-        """
-        held = self._held()
-        with self._database.read() as connection:
-            open_rows = snapshots.by_kind(connection, Kind.ACTIVE) + snapshots.by_kind(connection, Kind.VIEW)
-            lost = [snapshots.snapshot(connection, row) for row in open_rows if row.id not in held]
-        self._remove_orphans(held)
-        for snapshot in lost:
-            try:
-                with self._driving(f"create snapshot {snapshot.id} anew"):
-                    self.driver.create(snapshot)
-            except LayerfsError as error:
-                _log.error("snapshot %d lost its bytes and cannot be made anew: %s", snapshot.id, error)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -369,11 +369,11 @@ class SnapshotterRules(DriverFixtures):
         bench.snapshotter.prepare("key")
         before, driver = bench.snapshotter.infos(), bench.snapshotter.driver
         held = set(driver.ids())
-        bench.snapshotter.driver = cast("Driver", FullDisk(driver, verb))
+        bench.snapshotter.holdings.driver = cast("Driver", FullDisk(driver, verb))
         verbs = {"create": bench.snapshotter.prepare, "mounts": bench.snapshotter.prepare}
         with pytest.raises(NoSpace, match="No space"):
             verbs.get(verb, partial(bench.snapshotter.commit, key="key"))("new")
-        bench.snapshotter.driver = driver
+        bench.snapshotter.holdings.driver = driver
         assert bench.snapshotter.infos() == before
         assert set(driver.ids()) == held
         with bench.mounted("key") as path:

@@ -1,0 +1,82 @@
+"""What the driver holds: the bytes of snapshots, made, frozen and removed, with errors that say what was being done.
+
+The snapshotter and its recovery are the two that call it; rows are theirs, bytes are its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from layerfs import locks
+from layerfs.contract import CommitsTogether, Driver, Mount, Snapshot, SnapshotId, Usage
+from layerfs.errors import os_error
+
+
+class Holdings:
+    """The driver as the snapshotter sees it; ``lock_file`` is the file of `layerfs.locks`.
+
+    An error of the operating system comes out as one of `layerfs.errors` that says what was being done.
+    """
+
+    def __init__(self, driver: Driver, lock_file: Path) -> None:
+        self.driver = driver
+        self._lock_file = lock_file
+
+    def create(self, snapshot: Snapshot, name: str) -> None:
+        """Make the bytes of a snapshot; ``name`` is what errors call it."""
+        with self._driving(f"create {name}"):
+            self.driver.create(snapshot)
+
+    def create_anew(self, snapshot: Snapshot, name: str) -> None:
+        """Throw away what a snapshot holds, and make it empty again."""
+        self.remove(snapshot.id)
+        self.create(snapshot, name)
+
+    def mounts(self, snapshot: Snapshot, name: str) -> tuple[Mount, ...]:
+        """Return how a snapshot is mounted."""
+        with self._driving(f"list the mounts of {name}"):
+            return tuple(self.driver.mounts(snapshot))
+
+    def usage(self, snapshot: Snapshot, name: str) -> Usage:
+        """Return what a snapshot takes without its parents, measured now."""
+        with self._driving(f"measure {name}"):
+            return self.driver.usage(snapshot)
+
+    def freeze(self, snapshot: Snapshot) -> Usage:
+        """Commit the bytes of a snapshot, and return what they take."""
+        with self._driving(f"commit snapshot {snapshot.id}"):
+            usage = self.driver.usage(snapshot)
+            self.driver.commit(snapshot)
+            return usage
+
+    def freeze_all(self, snapshots: Sequence[Snapshot]) -> None:
+        """Commit the bytes of several snapshots, by one step where the driver has one."""
+        with self._driving(f"commit {len(snapshots)} snapshots"):
+            if isinstance(self.driver, CommitsTogether):
+                self.driver.commit_all(snapshots)
+            else:
+                for snapshot in snapshots:
+                    self.driver.commit(snapshot)
+
+    def remove(self, snapshot_id: SnapshotId) -> None:
+        """Delete the bytes of a snapshot; what is gone already is no error."""
+        place = locks.named(f"bytes/{snapshot_id}")
+        with (
+            locks.locked(self._lock_file, place, exclusive=True, what=f"snapshot {snapshot_id}"),
+            self._driving(f"delete the bytes of snapshot {snapshot_id}"),
+        ):
+            self.driver.remove(snapshot_id)
+
+    def ids(self) -> set[SnapshotId]:
+        """Return the snapshots that have bytes, whether or not a row names them."""
+        with self._driving("list what the driver holds"):
+            return set(self.driver.ids())
+
+    @contextmanager
+    def _driving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise os_error(f"{what} (driver {self.driver.name})", error) from error
