@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -127,8 +128,9 @@ def start(body: Callable[[Ready], None], what: str, *, log: Path | None = None, 
     """Run ``body`` in a process of its own session with no parent, and return its pid once it calls what it is given.
 
     ``what`` says what it is for, in errors ("serve /mnt"). Its output and log go to ``log``, appended to. It starts
-    with the descriptors of ``keep`` and no others, in the root directory. What ``body`` raises before it is ready is
-    raised here.
+    with the descriptors of ``keep`` and no others, in the root directory; but what the caller has open stays open until
+    it is ready, so that a lock of the caller's holds even if the caller is killed: nobody finds a place free that is
+    about to be mounted. What ``body`` raises before it is ready is raised here.
     """
     failed, report = os.pipe()
     told, tell = os.pipe()
@@ -164,15 +166,19 @@ def _detach(run: Callable[[], NoReturn]) -> NoReturn:
 def _run(
     body: Callable[[Ready], None], what: str, log: Path | None, keep: frozenset[int], report: int, tell: int
 ) -> NoReturn:
+    held = _duplicates()
+
     def ready() -> None:
         os.write(tell, b"%d" % os.getpid())
         # Closing them is what the caller waits for. The number must not become that of a file of somebody's, for an
         # error that comes later is still reported there.
         os.close(tell)
         os.dup2(0, report, inheritable=False)
+        for fd in held:
+            os.close(fd)
 
     def main() -> int:
-        _leave_everything(log, keep)
+        _leave_everything(log, keep.union(held))
         try:
             body(ready)
         except LayerfsError as error:
@@ -187,6 +193,15 @@ def _run(
         return 0
 
     children.end_with(main, report, what)
+
+
+def _duplicates() -> list[int]:
+    """Return a second descriptor of each file that is open: one whose number nothing else in the process knows."""
+    duplicates = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the directory itself is closed
+            duplicates.append(os.dup(int(name)))
+    return duplicates
 
 
 def _leave_everything(log: Path | None, keep: frozenset[int]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import LayerfsError, OperationFailed, Unsupported
-from layerfs.kernel import mountinfo
+from layerfs import locks
+from layerfs.errors import Busy, LayerfsError, OperationFailed, Unsupported
+from layerfs.kernel import children, mountinfo
 from layerfs_fuse import daemon, mounting
 from layerfs_fuse.daemon import Ready
 from layerfs_fuse.stack import perform
@@ -52,6 +53,35 @@ def test_a_daemon_has_left_everything(tmp_path: Path) -> None:
     assert leader == "False"  # so it can never get a terminal
     # The standard three, the one kept, the one for errors, and that of the listing itself.
     assert len(descriptors) == 6
+
+
+def test_a_lock_of_who_started_it_holds_until_it_is_ready(tmp_path: Path) -> None:
+    """Where that one is killed meanwhile, nobody may find what it locked free and unmounted, and begin with it."""
+    go_on, tell = os.pipe()
+    heard, begun = os.pipe()
+    lock = partial(locks.locked, tmp_path / "lock", locks.upper(1), exclusive=True, what="the clone")
+
+    def body(ready: Ready) -> None:
+        os.write(begun, b"begun")
+        os.read(go_on, 1)
+        ready()
+        os.read(go_on, 1)
+
+    starter = children.fork()
+    if starter == 0:
+        with lock():
+            daemon.start(body, "test", keep=(go_on, begun))
+    assert os.read(heard, 5) == b"begun"
+    os.kill(starter, signal.SIGKILL)
+    os.waitpid(starter, 0)
+    with pytest.raises(Busy), lock(timeout=0):
+        pass
+    os.write(tell, b"1")
+    with lock(timeout=20):
+        pass
+    os.write(tell, b"2")
+    for fd in (go_on, tell, heard, begun):
+        os.close(fd)
 
 
 def fail(error: Exception, _ready: Ready) -> None:

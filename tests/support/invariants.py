@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from layerfs import Kind, Snapshotter, Store, Usage
+from layerfs import Kind, Snapshotter, Store, Usage, locks
 from layerfs.kernel import mounting
 
 
@@ -66,7 +66,11 @@ def image_tree(store: Store, reference: str) -> str:
 
 
 def unmount_all(store: Store) -> None:
-    """Unmount what killed processes left mounted."""
+    """Unmount what killed processes left mounted, or left a server to mount."""
+    for info in store.snapshotter.infos("kind!=committed"):
+        place = locks.upper(store.snapshotter.snapshot(info.name).id)
+        with locks.locked(store.path / "lock", place, exclusive=True, what=info.name, timeout=30):
+            pass
     for clone in store.clones():
         if clone.mount_points():
             clone.unmount()
