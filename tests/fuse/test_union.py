@@ -499,3 +499,16 @@ def kernel_tree(stack: Stack, *, lower: bool = False) -> dict[bytes, Seen]:
         options += [f"upperdir={stack.upper_path}", f"workdir={stack.work_path}"]
     with mounting.mounted([Mount("overlay", "overlay", tuple(options))]) as mounted:
         return tree_of(mounted)
+
+
+@pytest.mark.root
+def test_a_copy_shares_blocks_where_the_file_system_can(btrfs_mount: Path) -> None:
+    place = btrfs_mount / "union"
+    (place / "layer").mkdir(parents=True)
+    (place / "layer/big").write_bytes(os.urandom(4 << 20))
+    with stacked(place, [place / "layer"]) as stack:
+        Client(stack).write(b"big", b"changed")
+        subprocess.run(["sync", "-f", place], check=True)
+        extents = subprocess.run(["filefrag", "-v", place / "upper/big"], check=True, capture_output=True)
+    assert b"shared" in extents.stdout
+    shutil.rmtree(place)

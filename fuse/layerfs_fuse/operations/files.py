@@ -28,6 +28,7 @@ from layerfs_fuse.protocol import (
     OPEN_IN,
     OPEN_KEEP_CACHE,
     OPEN_KILL_SUIDGID,
+    OPEN_NOFLUSH,
     OPEN_OUT,
     OPEN_PASSTHROUGH,
     READ_IN,
@@ -47,7 +48,9 @@ _AFTER_HEADER = HEADER.size
 _DATA = HEADER.size + WRITE_IN.size
 _UNPACK_READ = READ_IN.unpack_from
 _UNPACK_WRITE = WRITE_IN.unpack_from
-_PLAIN_OPEN = OPEN_OUT.pack(0, OPEN_KEEP_CACHE, 0)
+# Nothing waits for a close, so the kernel need not tell of it.
+_PLAIN_OPEN = OPEN_OUT.pack(0, OPEN_KEEP_CACHE | OPEN_NOFLUSH, 0)
+_PASSTHROUGH = OPEN_PASSTHROUGH | OPEN_NOFLUSH
 _KILL_SUIDGID = Changes(kill_suidgid=True)
 _COPY_AT_ONCE = 64 << 20
 """Bytes that one COPY_FILE_RANGE copies at most, so that nobody else waits long; the caller asks again for the rest."""
@@ -179,7 +182,7 @@ class Files:
                 return _PLAIN_OPEN
         if record.writable:
             record.handle.bypass()
-        return OPEN_OUT.pack(0, OPEN_PASSTHROUGH, record.backing)
+        return OPEN_OUT.pack(0, _PASSTHROUGH, record.backing)
 
     def open(self, header: Header) -> Reply:
         """Open a file for passthrough.

@@ -47,8 +47,9 @@ class BlockMap:
         self._count = blocks
         self._first, self._last = 0, 0
         """All pending blocks are among these."""
-        self.states = mmap.mmap(-1, max(blocks, 1))
-        end, at = blocks * ENTRY_SIZE, _next_data(fd, 0)
+        self.states = mmap.mmap(-1, max(blocks, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        end = min(blocks * ENTRY_SIZE, os.fstat(fd).st_size)
+        at = _next_data(fd, 0) if end else 0
         while at < end:
             piece = os.pread(fd, min(_PIECE, end - at), at)
             piece = piece[: len(piece) // ENTRY_SIZE * ENTRY_SIZE]

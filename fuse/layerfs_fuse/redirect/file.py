@@ -61,8 +61,9 @@ class RedirectedFile:
         self._lock = Lock()
         self._cut_since_sync = False
         """Whether the header was changed, which fdatasync(2) need not write."""
-        size = os.fstat(upper).st_size
-        self._shown = min(header.shown, size)
+        status = os.fstat(upper)
+        self.ino = status.st_ino
+        self._shown = min(header.shown, status.st_size)
         self._blocks = BlockMap(map_fd, self._end_block(self._shown))
         self._states = self._blocks.states
         if self._shown < header.shown:

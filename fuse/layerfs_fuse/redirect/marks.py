@@ -91,8 +91,7 @@ def set_mark(fd: int, name: bytes, value: bytes) -> None:
 @contextlib.contextmanager
 def writable(fd: int) -> Iterator[None]:
     """Let users mark files of their own that the mode forbids them to write (xattr(7), "user extended attributes")."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    if mode & stat.S_IWUSR or os.geteuid() == 0:
+    if os.geteuid() == 0 or (mode := stat.S_IMODE(os.fstat(fd).st_mode)) & stat.S_IWUSR:
         yield
         return
     os.fchmod(fd, mode | stat.S_IWUSR)

@@ -57,8 +57,9 @@ class Redirects:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DIRECTORY, 0o700, dir_fd=work)
         self._maps = os.open(DIRECTORY, _PATH, dir_fd=work)
-        self._files: dict[bytes, RedirectedFile] = {}
-        self._idle: OrderedDict[bytes, RedirectedFile] = OrderedDict()
+        self._files: dict[int, RedirectedFile] = {}
+        """Those that are open, by the inode number of the upper file, which no other file can have meanwhile."""
+        self._idle: OrderedDict[int, RedirectedFile] = OrderedDict()
         self._known: set[bytes] = set()
         """Ids that this process has checked or made: what is pending there needs no checksum."""
 
@@ -109,7 +110,7 @@ class Redirects:
             header, lower, upper, map_fd, prefix=self._prefix, trusted=trusted, volatile=self._volatile
         )
         file.on_release = self._released
-        self._files[header.id] = self._idle[header.id] = file
+        self._files[file.ino] = self._idle[file.ino] = file
         self._known.add(header.id)
         self._close_oldest()
         return file
@@ -121,12 +122,22 @@ class Redirects:
 
         Raise ``OSError``: EIO where its map or the lower file is not there any more, or is another one.
         """
-        header = _header(_proc(fd), follow=True)
-        if header is None:
-            raise OSError(errno.EIO, "no redirected file")
-        file = self._files.get(header.id) or self._open(fd, header)
+        file = self._files.get(os.fstat(fd).st_ino)
+        if file is None:
+            header = _header(_proc(fd), follow=True)
+            if header is None:
+                raise OSError(errno.EIO, "no redirected file")
+            file = self._open(fd, header)
+        return self._used(file)
+
+    def known(self, ino: int) -> RedirectedFile | None:
+        """Do what `open` does, for a file that is open here, by its inode number; None where it is not."""
+        file = self._files.get(ino)
+        return None if file is None else self._used(file)
+
+    def _used(self, file: RedirectedFile) -> RedirectedFile:
         file.users += 1
-        self._idle.pop(header.id, None)
+        self._idle.pop(file.ino, None)
         return file
 
     def _open(self, fd: int, header: Header) -> RedirectedFile:
@@ -143,10 +154,10 @@ class Redirects:
 
     def _released(self, file: RedirectedFile) -> None:
         """Keep a file that nobody uses any more for a while."""
-        if self._files.get(file.header.id) is not file:
+        if self._files.get(file.ino) is not file:
             file.close()  # discarded meanwhile
             return
-        self._idle[file.header.id] = file
+        self._idle[file.ino] = file
         self._close_oldest()
 
     def _close_oldest(self) -> None:
@@ -173,13 +184,14 @@ class Redirects:
 
     def discard(self, fd: int) -> None:
         """Remove the map of a file if that has lost its last name; whoever has it open goes on."""
-        header = None if os.fstat(fd).st_nlink else _header(_proc(fd), follow=True)
+        status = os.fstat(fd)
+        header = None if status.st_nlink else _header(_proc(fd), follow=True)
         if header is None:
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(header.map_name, dir_fd=self._maps)
-        file = self._files.pop(header.id, None)
-        self._idle.pop(header.id, None)
+        file = self._files.pop(status.st_ino, None)
+        self._idle.pop(status.st_ino, None)
         self._known.discard(header.id)
         if file is not None and not file.users:
             file.close()

@@ -287,12 +287,15 @@ class CopyUp(Tree):
         instead = partial(self._redirect, row) if self._redirects_from(size) else None
         source = self.lower.open(row, os.O_RDONLY)
         try:
-            return copy_data(source, target, size, whole=whole, instead=instead)
+            return copy_data(source, target, size, share=whole and self._writable().shares, instead=instead)
         finally:
             os.close(source)
 
     def _open_redirected(self, node: Node) -> RedirectedFile:
         """Open a redirected file, shared with whoever has it open."""
+        known = self._redirected_files().known(self._status(node).st_ino)
+        if known is not None:
+            return known
         place, path, _ = self._reach(node)
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=place)
         try:

@@ -16,19 +16,19 @@ _SMALL = 64 << 10
 
 
 def copy_data(
-    source: int, target: int, size: int, *, whole: bool, instead: Callable[[int, int], bool] | None = None
+    source: int, target: int, size: int, *, share: bool, instead: Callable[[int, int], bool] | None = None
 ) -> bool:
     """Copy the first ``size`` bytes of a file into an empty one, without its holes; the target ends there.
 
-    ``whole`` tells that this is all of it. Where no blocks can be shared, ``instead`` is called with source and target
-    and may take over by returning True, which is returned then. Raise ``OSError`` (ENOSPC, EIO).
+    ``share`` tells that this is all of it, and that blocks may be shared. Where they cannot, ``instead`` is called with
+    source and target and may take over by returning True, which is returned then. Raise ``OSError`` (ENOSPC, EIO).
     """
     if size <= _SMALL and instead is None:
         block = os.pread(source, size, 0)
         if len(block) == size and (not size or os.write(target, block) == size):
             return False
         os.ftruncate(target, 0)
-    elif whole and _shared(source, target):
+    elif share and _shared(source, target):
         return False
     elif instead is not None and instead(source, target):
         return True

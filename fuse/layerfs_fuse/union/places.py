@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
-from layerfs.contract import WritePolicy
 from layerfs_fuse.attributes import (
     BLOCKS,
     ENTRY_ATTRIBUTES,
@@ -71,8 +70,6 @@ class Places:
         self._ordinal = 0
         if upper is not None:
             self._ordinal = self._upper_ordinal(upper)
-            if options.write is WritePolicy.REDIRECT_ON_WRITE:
-                self._redirected_files()  # what it takes to begin is not to be added to the first write
 
     def _upper_ordinal(self, upper: Upper) -> int:
         """Return the number of the upper's file system among the devices of the stack (`unique_ino`)."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from layerfs.contract import Whiteouts
 from layerfs.errors import Busy, FailedPrecondition, Unsupported, os_error
 from layerfs.kernel import syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs.layer.attributes import DEFAULT_ACL, overlay_prefix
 from layerfs.tree import remove_tree
 from layerfs_fuse.index.markers import OPAQUE_XWHITEOUTS, OPAQUE_YES, marks_of
@@ -35,6 +36,9 @@ _PATIENCE = 10.0
 """Seconds to wait for a union that was unmounted a moment ago."""
 _POLL = 0.01
 _REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP})
+_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
+_NAMELESS = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+_WORKING = 0o600
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """A full disk is no reason not to mount: something must be deleted there."""
 
@@ -69,12 +73,16 @@ def eased(path: bytes, mode: int) -> Iterator[None]:
 class Upper:
     """An upper directory and its working directory, both open, and how marks are made in them."""
 
-    def __init__(self, fd: int, work: int, lock: int, marks: Whiteouts, *, devices: bool) -> None:
-        """Take over two O_PATH descriptors and that of the lock; ``devices`` tells that devices 0/0 may be made."""
+    def __init__(self, fd: int, work: int, lock: int, marks: Whiteouts, *, devices: bool, shares: bool) -> None:
+        """Take over two O_PATH descriptors and that of the lock.
+
+        ``devices`` tells that devices 0/0 may be made, ``shares`` that files may share blocks.
+        """
         self._lock = lock
         self.fd = fd
         self.work = work
         self.devices = devices
+        self.shares = shares
         self.device = os.fstat(fd).st_dev
         self.marks = marks_of(marks)
         self.ino = self.marks.prefix + b"layerfs.ino"
@@ -97,7 +105,7 @@ class Upper:
                 opened.callback(os.close, at)
                 fd = os.open(upper, PATH)
                 opened.callback(os.close, fd)
-                made = cls(fd, at, lock, _marks(at, marks), devices=_makes_devices(at))
+                made = cls(fd, at, lock, _marks(at, marks), devices=_makes_devices(at), shares=_shares(at))
             except OSError as error:
                 raise os_error(f"use the upper directory {upper} with {work}", error) from error
             opened.pop_all()
@@ -312,6 +320,16 @@ def _marks(work: int, wanted: Whiteouts | None) -> Whiteouts:
         "the file system of the upper directory takes no extended attributes for overlay's marks",
         hint="put it on ext4, xfs, btrfs, or a tmpfs of Linux 6.6 or later",
     )
+
+
+def _shares(work: int) -> bool:
+    """Try whether files can share blocks (FICLONE): to ask each time, where none can, is a part of a first write."""
+    with contextlib.suppress(OSError), opened(os.open(proc(work), _NAMELESS, _WORKING)) as fd:
+        try:
+            syscalls.ficlone(fd, fd)
+        except OSError as error:
+            return error.errno not in _NO_REFLINK
+    return True
 
 
 def _makes_devices(work: int) -> bool:
