@@ -15,11 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from layerfs.check import Problem
     from layerfs.clones import Clone
     from layerfs.contract import (
         Candidates,
+        Checkable,
         CommitsTogether,
         CopyUnit,
+        Damage,
         Detachable,
         DirectAccess,
         Driver,
@@ -67,11 +70,14 @@ if TYPE_CHECKING:
     from layerfs.volume import LoopVolume
 
 _HOMES = {
+    "layerfs.check": ("Problem",),
     "layerfs.clones": ("Clone",),
     "layerfs.contract": (
         "Candidates",
+        "Checkable",
         "CommitsTogether",
         "CopyUnit",
+        "Damage",
         "Detachable",
         "DirectAccess",
         "Driver",
@@ -125,12 +131,14 @@ __all__ = [
     "Busy",
     "Candidates",
     "Change",
+    "Checkable",
     "Clone",
     "CommandFailed",
     "CommitsTogether",
     "Compression",
     "CopyUnit",
     "Corrupt",
+    "Damage",
     "Detachable",
     "DirectAccess",
     "DiskUsage",
@@ -157,6 +165,7 @@ __all__ = [
     "OperationFailed",
     "PermissionDenied",
     "Platform",
+    "Problem",
     "Progress",
     "PrunePlan",
     "Snapshot",

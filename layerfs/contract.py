@@ -251,6 +251,24 @@ class Detachable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with the bytes of a snapshot, and what to do; ``id`` is None where it concerns all of them."""
+
+    id: SnapshotId | None
+    message: str
+    hint: str = ""
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """Optional power: tell which snapshots were removed or broken behind the driver's back."""
+
+    def check(self, snapshots: Iterable[Snapshot]) -> Iterable[Damage]:
+        """Return what is wrong with these, which `Driver.ids` lists; nothing is changed, and no file is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Where two trees may differ: nothing else does, and not all of these need to.
 

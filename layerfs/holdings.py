@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerfs import locks
-from layerfs.contract import CommitsTogether, Driver, Mount, Snapshot, SnapshotId, Usage
+from layerfs.contract import Checkable, CommitsTogether, Damage, Driver, Mount, Snapshot, SnapshotId, Usage
 from layerfs.errors import os_error
+
+_GONE = "remove what stands on it, then import the image again: `layerfs rm`, `layerfs image rm`"
 
 
 class Holdings:
@@ -73,6 +75,15 @@ class Holdings:
         """Return the snapshots that have bytes, whether or not a row names them."""
         with self._driving("list what the driver holds"):
             return set(self.driver.ids())
+
+    def check(self, snapshots: Sequence[Snapshot]) -> list[Damage]:
+        """Return what is gone or broken of snapshots that should be there, as far as shows without reading them."""
+        held = self.ids()
+        damages = [Damage(it.id, "its bytes are gone", _GONE) for it in snapshots if it.id not in held]
+        if isinstance(self.driver, Checkable):
+            with self._driving("check the snapshots"):
+                damages += self.driver.check([it for it in snapshots if it.id in held])
+        return damages
 
     @contextmanager
     def _driving(self, what: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from layerfs.clones import PREFIX, Clones, remove_unused
 from layerfs.contract import Info, Usage
-from layerfs.errors import Busy, NotFound
+from layerfs.errors import Busy, Corrupt, NotFound
 from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images
@@ -167,7 +167,11 @@ class Reclaim:
 
     def _snapshot_item(self, info: Info) -> Item:
         kind = ItemKind.LAYER if LAYER_LABEL in info.labels else ItemKind.SNAPSHOT
-        return Item(kind, info.name, self._parts.snapshotter.usage(info.name).size)
+        try:
+            size = self._parts.snapshotter.usage(info.name).size
+        except (NotFound, Corrupt):  # what is damaged can be removed all the same
+            size = 0
+        return Item(kind, info.name, size)
 
     def _image_usage(self, image: Image, sharers: Counter[str]) -> DiskUsage:
         exclusive, shared = Usage(), Usage()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs import locks, rules
-from layerfs.contract import Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
+from layerfs.contract import Damage, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, NoSpace, Unsupported
 from layerfs.filters import compile_filters
 from layerfs.holdings import Holdings
@@ -279,6 +279,22 @@ class Snapshotter:
         """Return what the driver knows a snapshot by."""
         with self._database.read() as connection:
             return snapshots.snapshot(connection, rules.present(connection, key))
+
+    def check(self) -> list[tuple[str, Damage]]:
+        """Return the snapshots of which the bytes are gone or broken, as far as the driver knows without reading them.
+
+        The name is "" for what concerns all of them.
+        """
+        with self._database.read() as connection:
+            wanted = [snapshots.snapshot(connection, row) for row in snapshots.ready(connection)]
+        damages = self.holdings.check(wanted)
+        with self._database.read() as connection:  # what was removed meanwhile is not damaged
+            names = {row.id: row.name for row in snapshots.ready(connection)}
+        return [
+            (names[damage.id] if damage.id is not None else "", damage)
+            for damage in damages
+            if damage.id is None or damage.id in names
+        ]
 
     def cleanup(self) -> tuple[SnapshotId, ...]:
         """Delete the bytes that no row names, and return their ids."""

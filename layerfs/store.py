@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from layerfs import drivers, locks, volume
+from layerfs.check import Check, Problem
 from layerfs.clones import PREFIX, Clone, Clones
 from layerfs.contract import Detachable, Driver
 from layerfs.errors import FailedPrecondition, NotFound, os_error
@@ -313,6 +314,10 @@ class Store:
     def du(self) -> tuple[DiskUsage, ...]:
         """Return what each image and each clone takes, alone and together with others."""
         return self._reclaim.usage()
+
+    def check(self) -> tuple[Problem, ...]:
+        """Return what is gone or broken, as far as it shows without reading contents, and whom it hurts."""
+        return Check(self._parts, self._images, self._clones).run()
 
     def _key(self, name: str) -> str:
         """Return the snapshot that a name of people means, unpacking an image where that has not been done."""

@@ -53,6 +53,7 @@ BUILTINS = (
     Builtin("ls", _STORE, "List the clones."),
     Builtin("du", _STORE, "Show what images, clones and layers take on disk."),
     Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),
+    Builtin("check", _STORE, "Look for what is gone or broken, and whom that hurts."),
     Builtin("store", _STORE, "Make stores, and close those that live in a file of their own."),
     Builtin("store.create", _STORE, "Make a store, on request in a file with its own file system."),
     Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),

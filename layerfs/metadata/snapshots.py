@@ -69,6 +69,12 @@ def unfinished(connection: sqlite3.Connection) -> list[Row]:
     return [_row(row) for row in connection.execute(query)]
 
 
+def ready(connection: sqlite3.Connection) -> list[Row]:
+    """Return the snapshots with which nothing is under way."""
+    query = f"SELECT {_COLUMNS} FROM snapshots WHERE state = 'ready' ORDER BY id"  # noqa: S608  constant
+    return [_row(row) for row in connection.execute(query)]
+
+
 def by_kind(connection: sqlite3.Connection, kind: Kind) -> list[Row]:
     """Return the ready snapshots of a kind."""
     query = f"SELECT {_COLUMNS} FROM snapshots WHERE state = 'ready' AND kind = ?"  # noqa: S608  constant

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.kernel import mountinfo
+from layerfs.store import open_store
 from tests.command.conftest import Command
 
 
@@ -116,3 +117,18 @@ def test_a_store_for_a_user_namespace(layerfs: Command, layout: Path, fresh_dir:
 def test_a_map_that_is_none_makes_no_store(layerfs: Command, words: list[str], said: str) -> None:
     assert said in layerfs.fails(2, "store", "create", *words)
     assert not layerfs.store.exists()
+
+
+def test_check_names_what_is_gone_and_whom_it_hurts(layerfs: Command, layout: Path) -> None:
+    layerfs("image", "import", layout)
+    layerfs("clone", "test:1", "web")
+    assert layerfs.run("check").stderr == "nothing is wrong\n"
+    assert layerfs.json("check") == {"problems": []}
+    with open_store(layerfs.store) as store:
+        store.driver.remove(store.snapshotter.snapshot("clone/web").id)
+    done = layerfs.run("check")
+    assert done.returncode == 7
+    assert "clone/web: its bytes are gone" in done.stdout
+    assert "hurts: web" in done.stdout
+    layerfs("rm", "web")
+    layerfs("check")

@@ -217,6 +217,33 @@ def test_a_store_opens_again_with_its_own_driver(store: layerfs.Store, image: la
         assert again.image("test:1").digest == image.digest
 
 
+def test_what_was_removed_behind_our_back_is_reported(store: layerfs.Store, image: layerfs.Image) -> None:
+    """By its name, with those whom it hurts; and it can be removed."""
+    clone, other = store.clone("test:1", "clone"), store.clone("test:1", "other")
+    clone.snapshot("before")
+    assert store.check() == ()
+    below = store.snapshotter.snapshot(clone.key).id
+    store.driver.remove(below)
+    (problem,) = store.check()
+    assert (problem.name, problem.hurts) == (clone.key, ("clone",))
+    assert problem.message
+    assert problem.hint
+    clone.remove()
+    other.remove()
+    assert store.check() == ()
+    (blob, *_) = image.manifest.layers
+    path = store.path / "blobs/sha256" / blob.digest.hex
+    path.rename(path.with_suffix(".away"))
+    (problem,) = store.check()
+    assert (problem.name, problem.hurts) == (blob.digest, ("test:1",))
+    path.with_suffix(".away").rename(path)
+    store.driver.remove(store.snapshotter.snapshot(image.top).id)
+    (problem,) = store.check()
+    assert (problem.name, problem.hurts) == (image.top, ("test:1",))
+    store.remove_image("test:1")
+    assert store.check() == ()
+
+
 @pytest.mark.usefixtures("image")
 def test_a_volatile_mount_leaves_a_clone_that_mounts_again(store: layerfs.Store, tmp_path: Path) -> None:
     clone = store.clone("test:1", "volatile")
