@@ -7,8 +7,8 @@ is.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -373,4 +373,4 @@ def check_label(label: str, what: str) -> None:
 def made_up(base: str) -> str:
     """Return a new name that shows what it is based on: "debian:12" gives "debian-12-3f9a1c"."""
     stem = re.sub(r"[^a-zA-Z0-9]+", "-", base.rpartition("/")[2]).strip("-") or "clone"
-    return f"{stem[:100]}-{secrets.token_hex(3)}"
+    return f"{stem[:100]}-{os.urandom(3).hex()}"

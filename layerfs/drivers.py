@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from layerfs import entrypoints, tree
 from layerfs.contract import Driver, DriverFactory, Traits
+from layerfs.entrypoints import EntryPoint
 from layerfs.errors import InvalidArgument, LayerfsError, Unsupported, os_error
 
 _GROUP = "layerfs.drivers"
@@ -28,8 +29,7 @@ class Probe:
 
 def names() -> tuple[str, ...]:
     """Return the names of the installed drivers, in the order in which "auto" tries them."""
-    found = set(entrypoints.find(_GROUP))
-    return (*(name for name in _PREFERENCE if name in found), *sorted(found.difference(_PREFERENCE)))
+    return tuple(_installed())
 
 
 def open_driver(name: str, root: Path, options: Mapping[str, str] | None = None) -> Driver:
@@ -37,17 +37,25 @@ def open_driver(name: str, root: Path, options: Mapping[str, str] | None = None)
 
     Raise `InvalidArgument` for a name that is not installed and `Unsupported` for one that cannot work here.
     """
-    found = entrypoints.find(_GROUP).get(name)
-    if found is None:
-        raise InvalidArgument(f"there is no driver {name!r}", hint=f"installed are: {', '.join(names())}")
-    try:
-        factory: DriverFactory = found.load()
-    except ImportError as error:
-        raise Unsupported(f"the driver {name!r} cannot be loaded: {error}", hint="is its package installed?") from error
-    try:
-        return factory(root, options or {})
-    except OSError as error:
-        raise os_error(f"open the driver {name}", error) from error
+    installed = _installed()
+    if name not in installed:
+        raise InvalidArgument(f"there is no driver {name!r}", hint=f"installed are: {', '.join(installed)}")
+    return _open(installed[name], root, options)
+
+
+def open_first(root: Path, options: Mapping[str, str] | None = None) -> tuple[str, Driver]:
+    """Open the first driver that works here on ``<root>/<name>``, and return its name too.
+
+    Nothing is left of those that do not; raise `Unsupported` if none does.
+    """
+    reasons: list[str] = []
+    for name, found in _installed().items():
+        try:
+            return name, _open(found, root / name, options)
+        except LayerfsError as error:
+            reasons.append(f"{name}: {error.message}")
+            tree.remove_tree(root / name)
+    raise Unsupported(f"no driver works in {root}: {'; '.join(reasons)}", hint="`layerfs doctor` says what to do")
 
 
 def probe(root: Path) -> tuple[Probe, ...]:
@@ -61,25 +69,33 @@ def works_unprivileged(name: str, root: Path) -> bool:
     return traits is not None and traits.unprivileged
 
 
-def choose(root: Path, options: Mapping[str, str] | None = None) -> str:
-    """Return the name of the first driver that works below ``root``; raise `Unsupported` if none does."""
-    reasons: list[str] = []
-    for name in names():
-        found = _probe(name, root, options)
-        if found.error is None:
-            return name
-        reasons.append(f"{name}: {found.error.message}")
-    raise Unsupported(f"no driver works in {root}: {'; '.join(reasons)}", hint="`layerfs doctor` says what to do")
+def _installed() -> dict[str, EntryPoint]:
+    """Return the installed drivers by their names, in the order in which "auto" tries them."""
+    found = entrypoints.find(_GROUP)
+    ordered = (*(name for name in _PREFERENCE if name in found), *sorted(found.keys() - set(_PREFERENCE)))
+    return {name: found[name] for name in ordered}
 
 
-def _probe(name: str, root: Path, options: Mapping[str, str] | None = None) -> Probe:
-    place = root / f".probe-{name}-{secrets.token_hex(8)}"
+def _open(found: EntryPoint, root: Path, options: Mapping[str, str] | None) -> Driver:
+    try:
+        factory: DriverFactory = found.load()
+    except ImportError as error:
+        what = f"the driver {found.name!r} cannot be loaded: {error}"
+        raise Unsupported(what, hint="is its package installed?") from error
+    try:
+        return factory(root, options or {})
+    except OSError as error:
+        raise os_error(f"open the driver {found.name}", error) from error
+
+
+def _probe(name: str, root: Path) -> Probe:
+    place = root / f".probe-{name}-{os.urandom(8).hex()}"
     try:
         place.mkdir(0o700)
     except OSError as error:
         return Probe(name, None, os_error(f"try the driver in {root}", error))
     try:
-        driver = open_driver(name, place / name, options)
+        driver = open_driver(name, place / name)
         driver.close()
     except LayerfsError as error:
         return Probe(name, None, error)

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import struct
 import time
 from collections.abc import Iterator
@@ -107,7 +106,7 @@ class Owner:
     def token(self) -> int:
         """Return this process's token, locked from now on."""
         if self._pid != os.getpid():
-            self._token = secrets.randbits(59)
+            self._token = int.from_bytes(os.urandom(8)) % _UPPER
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             place = Place(_OWNER + self._token)
             _acquire(self._descriptor, place, exclusive=True, what="a new token", timeout=0)

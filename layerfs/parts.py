@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Parts:
     @contextmanager
     def temporary_view(self, parent: str) -> Iterator[Path]:
         """Give a read-only mount of a committed snapshot ("" for an empty tree) as long as the block runs."""
-        key = f"{TEMPORARY}{self.snapshotter.owner}/{secrets.token_hex(8)}"
+        key = f"{TEMPORARY}{self.snapshotter.owner}/{os.urandom(8).hex()}"
         mounts = self.snapshotter.view(key, parent)
         try:
             with mounting.mounted(mounts) as mounted:

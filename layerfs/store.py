@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -26,12 +27,12 @@ from layerfs.kernel.userns import IdMap
 from layerfs.metadata import settings
 from layerfs.metadata.database import Database
 from layerfs.parts import Parts
-from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
 from layerfs.snapshotter import Snapshotter
 
 if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
+    from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
 
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
@@ -143,7 +144,6 @@ class Store:
         self._parts = parts
         self._images = Images(parts, clock=clock)
         self._clones = Clones(parts, self._images, clock=clock)
-        self._reclaim = Reclaim(parts, self._images, self._clones)
 
     @property
     def path(self) -> Path:
@@ -319,6 +319,12 @@ class Store:
         """Return what is gone or broken, as far as it shows without reading contents, and whom it hurts."""
         return Check(self._parts, self._images, self._clones).run()
 
+    @cached_property
+    def _reclaim(self) -> Reclaim:
+        from layerfs.reclaim import Reclaim  # noqa: PLC0415  only those who clean up need it
+
+        return Reclaim(self._parts, self._images, self._clones)
+
     def _key(self, name: str) -> str:
         """Return the snapshot that a name of people means, unpacking an image where that has not been done."""
         base, at, label = name.partition("@")
@@ -383,11 +389,14 @@ def _initialize(
             if not loop.is_pool:
                 loop.create(place)
                 volume.attach(place, driver, loop.file_system)
-        name = drivers.choose(place, options) if driver == AUTO else driver
-        with closing(drivers.open_driver(name, place / name, options)) as opened:
+        if driver == AUTO:
+            driver, new = drivers.open_first(place, options)
+        else:
+            new = drivers.open_driver(driver, place / driver, options)
+        with closing(new) as opened:
             unprivileged = opened.traits.unprivileged and os.geteuid() != 0
         with database.write() as connection:
-            settings.put(connection, "driver", name)
+            settings.put(connection, "driver", driver)
             if unprivileged:
                 settings.put(connection, _UNPRIVILEGED, "yes")
             settings.put(connection, "created", str(clock()))
@@ -401,7 +410,7 @@ def _initialize(
         database.close()
         _unmake(place, driver)
         raise
-    return name
+    return driver
 
 
 def _check_id_map(id_map: IdMap) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,7 +174,7 @@ def rename_away(path: Path, trash: Path) -> Path:
 
     What is named so is gone for everybody at once; deleting it (`remove_tree`) may take its time. Raise `NotFound`.
     """
-    away = trash / f"{path.name[:64]}.{secrets.token_hex(8)}"
+    away = trash / f"{path.name[:64]}.{os.urandom(8).hex()}"
     with _translated(f"move {path} to {trash}"):
         syscalls.rename_noreplace(syscalls.AT_FDCWD, os.fsencode(path), syscalls.AT_FDCWD, os.fsencode(away))
     return away

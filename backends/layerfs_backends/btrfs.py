@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -192,7 +191,7 @@ class BtrfsDriver:
                 place = self._root / _FROZEN
                 place.mkdir(mode=0o700, exist_ok=True)
                 stack.enter_context(self._freezing(exclusive=False))
-                taken = place / secrets.token_hex(8)
+                taken = place / os.urandom(8).hex()
                 self._library.create_snapshot(own, taken, read_only=True)
                 stack.callback(self._delete, taken)
                 own = taken

@@ -12,11 +12,12 @@ from typing import BinaryIO, Final
 
 from layerfs.errors import Corrupt, NotFound, Unsupported
 from layerfs.image import media_types
+from layerfs.image.archive_files import ArchiveFiles, inner_name
 from layerfs.image.blobs import CHUNK
 from layerfs.image.config import ImageConfig
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.documents import MAX_ITEMS, Fields, parse_document
-from layerfs.image.files import ArchiveFiles, ArchiveFormat, inner_name
+from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import Manifest, NamedImage
 from layerfs.image.oci_layout import read_whole
 from layerfs.image.platform import Platform

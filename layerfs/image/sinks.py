@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import stat
 import tarfile
@@ -216,7 +215,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _aside(destination: Path) -> Path:
-    return destination.parent / f".{destination.name[:200]}.{secrets.token_hex(8)}"
+    return destination.parent / f".{destination.name[:200]}.{os.urandom(8).hex()}"
 
 
 def _is_special(path: Path) -> bool:

@@ -8,16 +8,18 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from layerfs.errors import Corrupt, InvalidArgument, Unsupported, os_error
-from layerfs.image.docker_archive import DockerArchive
-from layerfs.image.files import NO_IMAGE_HINT, ArchiveFiles, ArchiveFormat, DirectoryFiles, Files
+from layerfs.image.files import NO_IMAGE_HINT, ArchiveFormat, DirectoryFiles
 from layerfs.image.manifest import NamedImage
 from layerfs.image.oci_layout import OciLayout, repository_of
 from layerfs.image.platform import Platform
 from layerfs.layer.compression import CHUNK, MAGIC_BYTES, Compression, decompress, detect
 from layerfs.layer.digest import Digest
+
+if TYPE_CHECKING:  # and imported where an archive is opened: what reads it takes 4 ms, a directory none of it
+    from layerfs.image.archive_files import ArchiveFiles
 
 __all__ = ["NamedImage", "Source", "open_source"]
 
@@ -56,10 +58,12 @@ def open_source(path: Path, *, scratch: Path | None = None) -> Iterator[Source]:
         files.close()
 
 
-def _source(files: Files, repository: str) -> Source:
+def _source(files: DirectoryFiles | ArchiveFiles, repository: str) -> Source:
     if files.has("oci-layout"):  # first: `docker save` since Docker 25 writes both
         return OciLayout(files, repository)
-    if files.has("manifest.json") and isinstance(files, ArchiveFiles):
+    if files.has("manifest.json") and not isinstance(files, DirectoryFiles):
+        from layerfs.image.docker_archive import DockerArchive  # noqa: PLC0415  see the imports above
+
         return DockerArchive(files)
     if files.has("repositories"):
         raise Unsupported(
@@ -76,13 +80,15 @@ def _source(files: Files, repository: str) -> Source:
     )
 
 
-def _open_files(path: Path, scratch: Path | None) -> Files:
+def _open_files(path: Path, scratch: Path | None) -> DirectoryFiles | ArchiveFiles:
     try:
         if path.is_dir():
             return DirectoryFiles(path)
         opened = path.open("rb")
     except OSError as error:
         raise os_error(f"open {path}", error) from error
+    from layerfs.image.archive_files import ArchiveFiles  # noqa: PLC0415  see the imports above
+
     with contextlib.ExitStack() as stack:
         stack.push(opened)
         file = _seekable_tar(opened, path, scratch)

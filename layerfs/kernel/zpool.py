@@ -6,7 +6,7 @@ but us imports the pool: it is in no cache file.
 
 from __future__ import annotations
 
-import secrets
+import os
 from pathlib import Path
 
 from layerfs import process
@@ -20,7 +20,7 @@ def create(image: Path) -> None:
     """Make a pool on a file, and leave it imported; raise `Unsupported` where the kernel has no ZFS."""
     if not Path("/dev/zfs").exists():
         raise Unsupported("this kernel has no ZFS: there is no /dev/zfs", hint="modprobe zfs")
-    name = f"layerfs-{secrets.token_hex(6)}"
+    name = f"layerfs-{os.urandom(6).hex()}"
     options = (word for one in _PROPERTIES for word in ("-O", one))
     process.run(["zpool", "create", "-o", "cachefile=none", *options, name, str(image)], package=_PACKAGE)
     record(image).write_text(name + "\n", encoding="ascii")

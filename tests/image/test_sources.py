@@ -15,8 +15,7 @@ import pytest
 import zstandard
 
 from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, Unsupported
-from layerfs.image import files as image_files
-from layerfs.image import media_types
+from layerfs.image import archive_files, media_types
 from layerfs.image.blobs import BlobStore
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import NamedImage
@@ -520,7 +519,7 @@ def test_extended_headers_that_are_refused(tmp_path: Path, record: bytes, words:
 def test_a_huge_extended_header_is_refused(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type = tarfile.GNUTYPE_LONGNAME
-    info.size = image_files.MAX_EXTENSION + 1
+    info.size = archive_files.MAX_EXTENSION + 1
     path = tmp_path / "in.tar"
     path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + bytes(2 << 20))
     with pytest.raises(Corrupt, match="extended header of 1048577 bytes"):
@@ -539,7 +538,7 @@ def test_a_negative_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(archive_files, "MAX_ENTRIES", 3)
     with pytest.raises(Corrupt, match="more than 3 entries"):
         images(write_tar(tmp_path / "in.tar", sample_files()))
 

@@ -17,7 +17,6 @@ Sources: zfs(8), zfsprops(7), zfs-program(8), and OpenZFS's ``include/libzfs_cor
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -258,7 +257,7 @@ def _begin(root: Path, zfs: Library, above: str) -> str:
     if not zfs.exists(above):
         raise Unsupported(f"there is no dataset {above}", hint=f"zpool import {above.partition('/')[0]}, or zfs create")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place = f"{above}/layerfs-{secrets.token_hex(8)}"
+    place = f"{above}/layerfs-{os.urandom(8).hex()}"
     with trial.scratch(root, _clear):  # one process at a time
         recorded = _recorded(root)
         if recorded is not None:

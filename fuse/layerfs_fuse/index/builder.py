@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +87,7 @@ class _Draft:
 
     def __init__(self, path: Path) -> None:
         self._name = os.fsencode(path.name)
-        self._temporary = b".%s.%s" % (self._name[:64], secrets.token_hex(8).encode())
+        self._temporary = b".%s.%s" % (self._name[:64], os.urandom(8).hex().encode())
         self._directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.fd = self._created()
