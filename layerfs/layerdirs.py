@@ -52,8 +52,11 @@ class LayerDirectories:
         A rename is never on disk before what was done ahead of it, so a power cut leaves all of a snapshot or nothing.
         """
         new = self.root / ".new" / str(snapshot.id)
-        tree.remove_tree(new)  # left by a crash that also lost the row, and with it the number
-        new.mkdir(mode=0o700)
+        try:
+            new.mkdir(mode=0o700)
+        except FileExistsError:  # left by a crash that also lost the row, and with it the number
+            tree.remove_tree(new)
+            new.mkdir(mode=0o700)
         with ExitStack() as undo:
             undo.callback(tree.remove_tree, new)
             self._fill(new, snapshot, work=work)

@@ -22,7 +22,6 @@ from pathlib import Path
 from layerfs import locks, rules
 from layerfs.contract import Damage, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, NoSpace, Unsupported
-from layerfs.filters import compile_filters
 from layerfs.holdings import Holdings
 from layerfs.kernel import mounting
 from layerfs.metadata import snapshots
@@ -138,9 +137,9 @@ class Snapshotter:
             self.holdings.freeze_all(made)
             with self._database.write() as connection:
                 for plan, snapshot in zip(plans, made, strict=True):
-                    snapshots.set_parent(connection, snapshot.id, rules.parent(connection, plan.parent))
-                    snapshots.set_committed(connection, snapshot.id, None, self._clock())
-                    snapshots.set_labels(connection, snapshot.id, rules.checked_labels(plan.labels))
+                    parent = rules.parent(connection, plan.parent)
+                    labels = rules.checked_labels(plan.labels)
+                    snapshots.set_committed_on(connection, snapshot.id, parent, labels, self._clock())
         except BaseException:
             self._recovery.undo_creations(made)
             raise
@@ -248,6 +247,8 @@ class Snapshotter:
 
     def infos(self, *filters: str, prefix: str = "") -> list[Info]:
         """Return the snapshots that pass one of the filters and whose name starts with ``prefix``, sorted by name."""
+        from layerfs.filters import compile_filters  # noqa: PLC0415  a parser that only those who list need
+
         passes = compile_filters(filters)
         with self._database.read() as connection:
             return [info for info in snapshots.infos(connection, prefix) if passes(info)]

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from layerfs import drivers, locks, volume
-from layerfs.check import Check, Problem
 from layerfs.clones import PREFIX, Clone, Clones
 from layerfs.contract import Detachable, Driver
 from layerfs.errors import FailedPrecondition, NotFound, os_error
@@ -30,6 +29,7 @@ from layerfs.parts import Parts
 from layerfs.snapshotter import Snapshotter
 
 if TYPE_CHECKING:
+    from layerfs.check import Problem
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
@@ -317,6 +317,8 @@ class Store:
 
     def check(self) -> tuple[Problem, ...]:
         """Return what is gone or broken, as far as it shows without reading contents, and whom it hurts."""
+        from layerfs.check import Check  # noqa: PLC0415  only those who look for problems need it
+
         return Check(self._parts, self._images, self._clones).run()
 
     @cached_property

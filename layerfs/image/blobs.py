@@ -10,12 +10,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self, cast
 
 from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, os_error
 from layerfs.events import Listener, Progress, ignore
@@ -70,7 +69,7 @@ class BlobStore:
     def open(self, digest: Digest) -> BinaryIO:
         """Open a blob for reading; raise `NotFound` where it is not there. Its bytes were verified when they came."""
         try:
-            return self.path(digest).open("rb")
+            return cast("BinaryIO", self.path(digest).open("rb", buffering=0))  # read in pieces of a MiB anyway
         except OSError as error:
             raise _missing(digest, error) from error
 
@@ -313,7 +312,7 @@ def _read(stream: BinaryIO, what: str) -> bytes:
 def _create_locked(directory: Path) -> tuple[Path, int]:
     """Create a file that is locked for as long as its writer lives, so that `BlobStore.cleanup` can tell."""
     while True:
-        path = directory / secrets.token_hex(16)
+        path = directory / os.urandom(16).hex()
         descriptor = os.open(path, _CREATE, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

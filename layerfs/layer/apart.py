@@ -9,6 +9,8 @@ from layerfs.contract import LayerRoot
 from layerfs.errors import FailedPrecondition
 from layerfs.layer import attributes
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
 
 class LowerNeeded(FailedPrecondition):
     """Report a layer that says something about what is below it, so that it must be unpacked in order.
@@ -28,15 +30,15 @@ def adopt_root(root: LayerRoot, below: LayerRoot) -> None:
 
     The topmost root is the one that an overlay shows.
     """
-    status = below.path.stat()
-    fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    source = os.open(below.path, _DIRECTORY)
+    try:
+        status = os.fstat(source)
+        xattrs = attributes.from_disk(attributes.read(source), below.whiteouts)
+    finally:
+        os.close(source)
+    fd = os.open(root.path, _DIRECTORY)
     try:
         os.fchown(fd, status.st_uid, status.st_gid)
-        source = os.open(below.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            xattrs = attributes.from_disk(attributes.read(source), below.whiteouts)
-        finally:
-            os.close(source)
         attributes.replace(fd, attributes.to_disk(xattrs, root.whiteouts), root.whiteouts, lenient=False)
         os.fchmod(fd, stat.S_IMODE(status.st_mode))
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -7,26 +7,29 @@ up in them instead, from the uppermost down, by the rules of overlayfs (Document
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.kernel import syscalls
-from layerfs.layer import attributes
+from layerfs.layer.attributes import get, opaque_name, proc_path
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
+"""How `Below.open` says that nothing has a path."""
 _MOST_HELD = 4096
 """Directories of which it is remembered which layers have them."""
-_MOST_LISTED = 1024
-"""Names of a directory up to which it is listed once: of many layers most do not have the one that is looked for."""
+_MOST_LISTED = 4096
+"""Names of a directory up to which they are remembered."""
 _MOST_NAMES = 100_000
-"""Names that are remembered, of some 100 bytes each."""
+"""Names of all directories that are remembered, of some 100 bytes each."""
 
 
 class Below(Protocol):
@@ -39,6 +42,10 @@ class Below(Protocol):
 
     def open(self, path: bytes) -> int:
         """Open what has a path by O_PATH, without following it; raise ``OSError`` where nothing has."""
+        ...
+
+    def has(self, path: bytes) -> bool:
+        """Tell whether something has a path."""
         ...
 
     def names(self) -> list[bytes]:
@@ -67,13 +74,38 @@ class Mounted:
         """Open a path, as `Below.open` says."""
         return syscalls.openat2(self._fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_STAY)
 
+    def has(self, path: bytes) -> bool:
+        """Tell whether something has a path."""
+        try:
+            os.close(self.open(path))
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                return False
+            raise
+        return True
+
     def names(self) -> list[bytes]:
         """List the root."""
-        return list(_listed(self._fd))
+        return os.listdir(proc_path(self._fd, b"."))
 
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)
+
+
+@dataclass(slots=True)
+class _Shown:
+    """The layers that show in a directory, by their roots, the uppermost last.
+
+    They were found among the first ``seen`` of the layers ``above``, which show in the directory above it. ``names``
+    has what the first ``listed`` of them have in it, each with the uppermost; it is None where that is too much.
+    """
+
+    above: list[int]
+    layers: list[int] = field(default_factory=list[int])
+    seen: int = 0
+    names: dict[bytes, int] | None = field(default_factory=dict[bytes, int])
+    listed: int = 0
 
 
 class Stack:
@@ -84,111 +116,107 @@ class Stack:
 
     def __init__(self) -> None:
         self.whiteouts = Whiteouts.REMOVE
-        self._held: dict[bytes, list[int]] = {b"": []}
-        """For each directory that was looked at the layers that show in it, by their roots, the uppermost last."""
-        self._names: dict[tuple[int, bytes], frozenset[bytes] | None] = {}
-        """What a layer has in a directory; None for too much."""
-        self._count = 0
+        self._root = _Shown([])
+        self._shown: dict[bytes, _Shown] = {}
+        """What was found out of directories; each catches up when it is asked for again."""
+        self._names = 0
+        """Names in all of them."""
 
     def __len__(self) -> int:
         """Return the number of layers."""
-        return len(self._held[b""])
+        return len(self._root.layers)
 
     def push(self, root: LayerRoot) -> None:
         """Put one more layer on top."""
         self.whiteouts = root.whiteouts
-        fd = os.open(root.path, _DIRECTORY)
-        self._held[b""].append(fd)
-        here, gone = {b""}, set[bytes]()
-        for path in sorted(self._held.keys() - here, key=len):  # what is above comes first
-            above = path.rpartition(b"/")[0]
-            if above in gone:
-                gone.add(path)
-            elif above in here and (status := _status(fd, path)) is not None:
-                if stat.S_ISDIR(status.st_mode) and not self._is_opaque(fd, path):
-                    here.add(path)
-                    self._held[path].append(fd)
-                else:
-                    gone.add(path)
-        for path in gone:
-            del self._held[path]
+        self._root.layers.append(os.open(root.path, _DIRECTORY))
 
     def drop(self) -> None:
         """Let go of all layers."""
-        for fd in self._held[b""]:
+        for fd in self._root.layers:
             os.close(fd)
-        self._held = {b"": []}
-        self._names.clear()
-        self._count = 0
+        self._root = _Shown([])
+        self._shown.clear()
 
     def open(self, path: bytes) -> int:
         """Open a path, as `Below.open` says."""
-        above, _, name = path.rpartition(b"/")
-        for fd in reversed(self._holders(above)):
-            names = self._names_in(fd, above)
-            status = _status(fd, path) if names is None or name in names else None
-            if status is not None:
-                if is_whiteout(status):
-                    break
-                return syscalls.openat2(fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_STAY)
-        raise FileNotFoundError(2, "no lower layer has it", path)
+        fd = self._find(path)
+        if fd < 0:
+            raise FileNotFoundError(2, "no lower layer has it", path)
+        return syscalls.openat2(fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_STAY)
+
+    def has(self, path: bytes) -> bool:
+        """Tell whether something has a path."""
+        return self._find(path) >= 0
 
     def names(self) -> list[bytes]:
         """List the root."""
-        seen: dict[bytes, bool] = {}
-        for fd in reversed(self._held[b""]):
-            for name in _listed(fd):
-                if name not in seen:
-                    status = _status(fd, name)
-                    seen[name] = status is not None and not is_whiteout(status)
-        return [name for name, shown in seen.items() if shown]
+        found = {name for fd in self._root.layers for name in os.listdir(proc_path(fd, b"."))}
+        return [name for name in found if self.has(name)]
 
     def close(self) -> None:
         """Do nothing: the next layer may ask, too."""
 
-    def _names_in(self, fd: int, path: bytes) -> frozenset[bytes] | None:
-        """Return what a layer has in one of its directories; None where that is too much to remember."""
-        key = (fd, path)
-        if key not in self._names:
-            names = frozenset(islice(_listed(fd, path), _MOST_LISTED))
-            self._count += len(names)
-            if self._count > _MOST_NAMES:
-                self._names.clear()
-                self._count = len(names)
-            self._names[key] = None if len(names) == _MOST_LISTED else names
-        return self._names[key]
+    def _find(self, path: bytes) -> int:
+        """Return the root of the uppermost layer that has a path, -1 where none has or it is hidden."""
+        above, _, name = path.rpartition(b"/")
+        shown = self._showing(above)
+        self._list(above, shown)
+        if shown.names is None:
+            layers: Iterable[int] = reversed(shown.layers)
+        else:
+            layers = (shown.names[name],) if name in shown.names else ()
+        for fd in layers:
+            status = _status(fd, path)
+            if status is not None:
+                return -1 if is_whiteout(status) else fd
+        return -1
 
-    def _holders(self, path: bytes) -> list[int]:
-        """Return the layers that show in a directory; none where it is no directory."""
-        if len(self._held) > _MOST_HELD:
-            self._held = {b"": self._held[b""]}
+    def _list(self, path: bytes, shown: _Shown) -> None:
+        """List a directory in the layers that were not listed yet: of many layers most do not have a certain name."""
+        for fd in islice(shown.layers, shown.listed, None):
+            if shown.names is None:
+                return
+            with os.scandir(proc_path(fd, path or b".")) as entries:
+                found = [entry.name for entry in islice(entries, _MOST_LISTED)]
+            shown.names.update(dict.fromkeys(found, fd))
+            self._names += len(found)
+            if len(shown.names) >= _MOST_LISTED:
+                shown.names = None
+        shown.listed = len(shown.layers)
+
+    def _showing(self, path: bytes) -> _Shown:
+        """Return which layers show in a directory; none where it is no directory."""
+        if len(self._shown) > _MOST_HELD or self._names > _MOST_NAMES:
+            self._shown.clear()
+            self._names = 0
+        shown = self._root
         end = -1
-        holders = self._held[b""]
-        while holders and end < len(path) and path:
+        while path and shown.layers and end < len(path):
             end = path.find(b"/", end + 1)
             end = len(path) if end < 0 else end
-            part = path[:end]
-            if part not in self._held:
-                self._held[part] = self._among(holders, part)
-            holders = self._held[part]
-        return holders
+            shown = self._caught_up(path[:end], shown.layers)
+        return shown
 
-    def _among(self, above: list[int], path: bytes) -> list[int]:
-        """Return those of the layers above that show in a directory of theirs."""
-        found: list[int] = []
-        for fd in reversed(above):
+    def _caught_up(self, path: bytes, above: list[int]) -> _Shown:
+        """Return which of the layers above show in a directory, looking only at those that are new."""
+        found = self._shown.get(path)
+        if found is None or found.above is not above:
+            found = self._shown[path] = _Shown(above)
+        for fd in islice(above, found.seen, None):
             status = _status(fd, path)
             if status is None:
                 continue
-            if not stat.S_ISDIR(status.st_mode):
-                break  # a whiteout, or another file in the way
-            found.append(fd)
-            if self._is_opaque(fd, path):
-                break
-        return found[::-1]
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if not is_directory or self._is_opaque(fd, path):
+                found = self._shown[path] = _Shown(above)  # with another list: directories below start anew, too
+            if is_directory:
+                found.layers.append(fd)
+        found.seen = len(above)
+        return found
 
     def _is_opaque(self, fd: int, path: bytes) -> bool:
-        return attributes.get(attributes.proc_path(fd, path), attributes.opaque_name(self.whiteouts)) == b"y"
+        return get(proc_path(fd, path), opaque_name(self.whiteouts)) == b"y"
 
 
 def _status(fd: int, path: bytes) -> os.stat_result | None:
@@ -197,13 +225,3 @@ def _status(fd: int, path: bytes) -> os.stat_result | None:
         return os.stat(path, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
-
-
-def _listed(root: int, path: bytes = b"") -> Iterator[bytes]:
-    fd = os.open(path or b".", _LIST, dir_fd=root)
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield os.fsencode(entry.name)
-    finally:
-        os.close(fd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
@@ -18,7 +19,7 @@ from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt
 from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
-from layerfs.layer.below import Below, is_whiteout
+from layerfs.layer.below import NOT_THERE, Below, is_whiteout
 from layerfs.layer.copyup import copy_up
 from layerfs.layer.modes import HeldModes
 from layerfs.layer.opened import Directory, Names, OpenDirectories
@@ -27,6 +28,8 @@ from layerfs.layer.tar import shown
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
 """Symbolic links followed in one path, as path_resolution(7) has it."""
+
+_ALL_BITS = 0o777
 
 _NONE: Mapping[bytes, bytes] = MappingProxyType({})
 
@@ -227,6 +230,11 @@ class Directories:
         below = self._below()
         return [] if below is None else below.names()
 
+    def may_be_below(self, here: Directory, name: bytes) -> bool:
+        """Tell whether the lower layers have a name, or may have it where they cannot be looked at."""
+        below = self._below()
+        return below is None or (not here.opaque and below.has((here.path + b"/" + name)[1:]))
+
     def open_lower(self, here: Directory, name: bytes) -> int:
         """Open a name as the lower layers have it, by O_PATH and without following links; -1 where they do not."""
         below = None if here.opaque else self._below()
@@ -235,7 +243,7 @@ class Directories:
         try:
             return below.open((here.path + b"/" + name)[1:])
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
+            if error.errno in NOT_THERE:
                 return -1
             raise
 
@@ -412,10 +420,11 @@ class Directories:
 def _umask() -> int:
     """Return the file mode creation mask without changing it (proc_pid_status(5)); all bits where that is not told."""
     try:
-        with open("/proc/thread-self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
+        fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = re.search(rb"^Umask:\s*([0-7]+)$", os.read(fd, 1024), re.MULTILINE)
+        finally:
+            os.close(fd)
     except OSError:
-        pass
-    return 0o777
+        return _ALL_BITS
+    return int(found[1], 8) if found else _ALL_BITS

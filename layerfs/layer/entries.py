@@ -174,24 +174,26 @@ class Entries:
         found = directories.opened(parent, name)
         if found is None:
             try:
-                found = self._make_directory(header, parent, name)
+                self._make_directory(header, parent, name)
             except FileExistsError:
                 found = directories.child(parent, name)
-        if found is None:
-            hidden = self._clear(parent, name)
-            found = self._make_directory(header, parent, name)
+            else:
+                return
+        if found is not None:
             directories.mark(found)
-            if hidden:
-                directories.make_opaque(found)
+            self._give_attributes(found, header)
             return
-        directories.mark(found)
-        self._give_attributes(found, header)
+        hidden = self._clear(parent, name)
+        made = self._make_directory(header, parent, name)
+        if hidden:
+            directories.make_opaque(made)
 
     def _make_directory(self, header: Header, parent: Directory, name: bytes) -> Directory:
         """Make a directory with its attributes and times."""
         xattrs = attributes.to_disk(header.xattrs, self._directories.whiteouts)
         made = self._directories.make(parent, name, header.mode, (header.uid, header.gid), xattrs)
         made.times = (header.mtime if header.atime is None else header.atime, header.mtime)
+        self._directories.mark(made)
         return made
 
     def _give_attributes(self, directory: Directory, header: Header) -> None:

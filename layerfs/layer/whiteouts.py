@@ -75,23 +75,19 @@ class LayerWhiteouts:
 
     def _hide(self, parent: Directory, name: bytes) -> None:
         """Hide a name in an overlay: by a whiteout, or by making opaque the directory that the layer has brought."""
-        if parent.opaque:
+        if parent.opaque or not self._directories.may_be_below(parent, name):
             return
-        child = self._directories.child(parent, name)
-        if child is not None and not self._directories.is_hollow(child):
-            self._make_opaque(child)
-            return
-        if child is not None:
-            self.remove(parent, name)
-        if self._directories.knows_lower:
-            below = self._directories.open_lower(parent, name)
-            if below < 0:
-                return
-            os.close(below)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
         except FileExistsError:
-            return  # a file of this layer, which hides the lower one anyway
+            child = self._directories.child(parent, name)
+            if child is None:
+                return  # a file of this layer, which hides the lower one anyway
+            if not self._directories.is_hollow(child):
+                self._make_opaque(child)
+                return
+            self.remove(parent, name)
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
         parent.touched = True
 
     def _drop_whiteouts(self, directory: Directory) -> None:

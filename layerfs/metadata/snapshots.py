@@ -94,6 +94,8 @@ def children(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> list[st
 
 def ancestors(connection: sqlite3.Connection, parent: SnapshotId | None) -> tuple[SnapshotId, ...]:
     """Return ``parent`` and all below it, the nearest first."""
+    if parent is None:
+        return ()
     query = """
         WITH RECURSIVE chain (id, parent, depth) AS (
             SELECT id, parent, 0 FROM snapshots WHERE id = ?
@@ -154,6 +156,21 @@ def set_committed(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage
     set_ready(connection, snapshot_id)
 
 
+def set_committed_on(
+    connection: sqlite3.Connection,
+    snapshot_id: SnapshotId,
+    parent: SnapshotId | None,
+    labels: Mapping[str, str],
+    now: int,
+) -> None:
+    """Turn a new snapshot without a parent and without labels into a committed one with both."""
+    query = (
+        "UPDATE snapshots SET parent = ?, kind = 'committed', state = 'ready', created = ?, updated = ? WHERE id = ?"
+    )
+    connection.execute(query, (parent, now, now, snapshot_id))
+    _add_labels(connection, snapshot_id, labels)
+
+
 def set_usage(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage) -> None:
     """Record what a snapshot takes, which does not change any more."""
     values = (usage.size, usage.inodes, snapshot_id)
@@ -184,6 +201,10 @@ def labels(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> dict[str,
 def set_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
     """Replace the labels of a snapshot."""
     connection.execute("DELETE FROM labels WHERE snapshot = ?", (snapshot_id,))
+    _add_labels(connection, snapshot_id, values)
+
+
+def _add_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
     rows = [(snapshot_id, key, value) for key, value in values.items()]
     connection.executemany("INSERT INTO labels (snapshot, key, value) VALUES (?, ?, ?)", rows)
 

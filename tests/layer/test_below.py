@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from layerfs.contract import LayerRoot, Mount, Whiteouts
 from layerfs.kernel.mounting import mounted
 from layerfs.layer import attributes
+from layerfs.layer import below as below_module
 from layerfs.layer.below import Below, Mounted, Stack
 
 NAMES = (b"a", b"b", b"c")
@@ -44,6 +46,7 @@ def seen(below: Below) -> dict[bytes, object]:
     """Look up every path; a directory is its mode and attributes, another file its inode."""
     found: dict[bytes, object] = {b"": sorted(below.names())}
     for path in PATHS:
+        assert below.has(path) == _opens(below, path)
         try:
             fd = below.open(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -64,9 +67,21 @@ def seen(below: Below) -> dict[bytes, object]:
     return found
 
 
+def _opens(below: Below, path: bytes) -> bool:
+    with suppress(OSError):
+        os.close(below.open(path))
+        return True
+    return False
+
+
 @pytest.mark.root
-@pytest.mark.parametrize("seed", range(40))
-def test_a_stack_shows_what_an_overlay_shows(seed: int, fresh_dir: Path) -> None:
+@pytest.mark.parametrize("most", [1, 2, 100_000], ids=["no names", "few names", "all names"])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stack_shows_what_an_overlay_shows(
+    seed: int, most: int, fresh_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_MOST_LISTED", "_MOST_NAMES", "_MOST_HELD"):
+        monkeypatch.setattr(below_module, limit, most)
     chance = random.Random(seed)
     stack = Stack()
     layers: list[Path] = []
