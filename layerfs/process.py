@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from layerfs.errors import CommandFailed, Unsupported
+from layerfs.errors import CommandFailed, Unsupported, os_error
+
+if TYPE_CHECKING:
+    import subprocess
 
 _LAST_WORDS = 2000
 """Characters of a failed program's standard error that go into the message."""
@@ -54,3 +58,13 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(f"`{' '.join(arguments)}` did not end within {timeout} s") from error
     return done.stdout
+
+
+def start(arguments: Sequence[str], *, package: str) -> subprocess.Popen[bytes]:
+    """Start a program that has this process's standard streams to itself until it ends; errors as for `run`."""
+    import subprocess  # noqa: PLC0415  as above
+
+    try:
+        return subprocess.Popen([require(arguments[0], package=package), *arguments[1:]])
+    except OSError as error:
+        raise os_error(f"start {arguments[0]}", error) from error

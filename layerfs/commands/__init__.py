@@ -50,6 +50,8 @@ BUILTINS = (
     Builtin("mount", _CLONES, "Mount a clone."),
     Builtin("umount", _CLONES, "Unmount a clone everywhere."),
     Builtin("shell", _CLONES, "Run a shell or a command in a clone."),
+    Builtin("run", _CLONES, "Run a container of an image or a clone."),
+    Builtin("bundle", _CLONES, "Write an OCI runtime bundle of a clone."),
     Builtin("ls", _STORE, "List the clones."),
     Builtin("du", _STORE, "Show what images, clones and layers take on disk."),
     Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),

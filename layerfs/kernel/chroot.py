@@ -13,21 +13,18 @@ import select
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from layerfs.contract import Mount
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, os_error
 from layerfs.kernel import mounting, syscalls, userns
 from layerfs.kernel.children import end_with, exit_status, fork, raise_reported, report
+from layerfs.kernel.relay import FROM_TERMINAL, RELAYED, signals_left_to_child
 from layerfs.kernel.rootfs import HostTrees, furnished
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_RELAYED = (signal.SIGTERM, signal.SIGHUP)
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
-"""The terminal sends these to the command as well: whoever waits for it leaves them to it, as system(3) does."""
 _WHAT = "run a command in the clone"
 
 
@@ -53,7 +50,7 @@ def run_chroot(root: Path | Sequence[Mount], argv: Sequence[str], env: Mapping[s
 
 def _run(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mapping[str, str]) -> int:
     reader, writer = os.pipe()
-    with _signals_left_to_child() as relay_to:
+    with signals_left_to_child() as relay_to:
         keeper = fork()
         if keeper == 0:
             os.close(reader)
@@ -69,28 +66,6 @@ def _run(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mapping
 
 
 # -- the caller --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _signals_left_to_child() -> Iterator[Callable[[int], None]]:
-    """Ignore the terminal's signals and hand others on to the child whose id the yielded function is told."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda _pid: None
-        return
-    children: list[int] = []
-
-    def relay(number: int, _frame: FrameType | None) -> None:
-        for child in children:
-            with suppress(ProcessLookupError):
-                os.kill(child, number)
-
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _FROM_TERMINAL]
-    before += [(number, signal.signal(number, relay)) for number in _RELAYED]
-    try:
-        yield children.append
-    finally:
-        for number, handler in before:
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
@@ -119,7 +94,7 @@ def _keep(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mappin
         userns.enter()
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    with _signals_left_to_child() as relay_to:
+    with signals_left_to_child() as relay_to:
         init = fork()
         if init == 0:
             end_with(lambda: _init(mounts, place, argv, env, writer), writer, _WHAT)
@@ -142,7 +117,7 @@ def _init(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mappin
     with HostTrees() as trees:
         mounting.mount(mounts, place)
         _enter(place)
-        with furnished(trees), _signals_left_to_child() as relay_to:
+        with furnished(trees), signals_left_to_child() as relay_to:
             command = fork()
             if command == 0:
                 end_with(lambda: _execute(argv, env, writer), writer, _WHAT)
@@ -171,7 +146,7 @@ def _reap(command: int) -> int:
 
 
 def _execute(argv: Sequence[str], env: Mapping[str, str], writer: int) -> int:
-    for number in (*_FROM_TERMINAL, *_RELAYED, signal.SIGPIPE, signal.SIGXFSZ):
+    for number in (*FROM_TERMINAL, *RELAYED, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores the last two
     try:
         os.execvpe(argv[0], list(argv), {"PATH": _PATH, **env})  # noqa: S606  a program of the clone, without a shell

@@ -42,6 +42,8 @@ def test_the_kernel_is_tried(doctor: Command) -> None:
         "overlay layers by descriptor",
         "idmapped mounts",
         "/dev/fuse",
+        "runc",
+        "crun",
     }
     assert all(one["works"] or one["hint"] for one in names.values())
 

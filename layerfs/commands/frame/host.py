@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 from layerfs.errors import LayerfsError, Unsupported
 from layerfs.kernel import syscalls, userns
 from layerfs.kernel.children import attempt, fork
+from layerfs.runtime import tool
 
 _NOBODY = 65534
 """An ordinary user to try as, when root asks."""
@@ -41,6 +42,7 @@ def facts() -> tuple[Fact, ...]:
             "idmapped mounts", _idmapped_mounts, "owners can be shifted without a copy", "Linux 5.12 or later, as root"
         ),
         _fuse(),
+        *map(_runtime, tool.NAMES),
     )
 
 
@@ -134,6 +136,14 @@ def _fuse() -> Fact:
     except OSError as error:
         return Fact(name, False, error.strerror or str(error), "chmod 666 /dev/fuse, as udev does where it runs")
     return Fact(name, True, "file systems of ordinary users")
+
+
+def _runtime(name: str) -> Fact:
+    try:
+        tool.find_runtime(name).check()
+    except Unsupported as error:
+        return Fact(name, False, error.message, error.hint or "another runtime may do: `layerfs run --runtime PROGRAM`")
+    return Fact(name, True, "it runs containers (`layerfs run`)")
 
 
 def _become_root() -> None:
