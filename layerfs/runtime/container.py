@@ -75,7 +75,7 @@ class Container:
     """How a container is to differ from what its image's configuration says; what is None or empty is the image's.
 
     ``command`` are the words that follow the entrypoint, ``env`` holds "NAME=value", ``user`` is "user", "uid" or
-    either with ":group". ``add_capabilities`` and ``drop_capabilities`` are names with or without "CAP_", or "ALL".
+    either with ":group". ``add_capabilities`` and ``drop_capabilities`` are names with or without ``CAP_``, or "ALL".
     ``confined`` puts the default filter of system calls (`layerfs.runtime.seccomp`) in place.
     """
 
