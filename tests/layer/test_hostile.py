@@ -22,6 +22,7 @@ from layerfs.errors import Corrupt, LayerfsError, Unsupported
 from layerfs.kernel.syscalls import rename_exchange
 from layerfs.layer.apply import apply
 from layerfs.layer.limits import LimitExceeded, Limits
+from layerfs.tree import remove_tree
 from tests.layer import trees
 from tests.layer.archives import END, directory, extension, file, hard_link, header, pax, record, symlink, unpack
 
@@ -291,6 +292,24 @@ def test_odd_names_are_kept(root: Path) -> None:
     odd = [b"new\nline", b"\xff\xfe", b" ", b"-rf", b"a" * 255, b"...", b".wh", b"\\", b"\x01"]
     unpack(root, *(pax({b"path": name}) + file(b"x") for name in odd))
     assert sorted(os.listdir(os.fsencode(root))) == sorted(odd)
+
+
+@pytest.mark.parametrize("whiteouts", [Whiteouts.REMOVE, Whiteouts.OVERLAY])
+def test_a_path_of_4096_characters_is_made(whiteouts: Whiteouts, root: Path) -> None:
+    """The kernel takes no such path at once (PATH_MAX), but each of its directories one after the other."""
+    path = b"/".join([b"n" * 255] * 16)
+    assert len(path) == 4095
+    unpack(root, pax({b"path": path[:-1] + b"/n"}) + file(b"f", b"x"), whiteouts=whiteouts)
+    fd = os.open(root, os.O_RDONLY)
+    for part in path[:-1].split(b"/"):
+        below = os.open(part, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    assert os.listdir(fd) == ["n"]
+    os.close(fd)
+    with pytest.raises(LimitExceeded, match="path_bytes"):
+        unpack(root, pax({b"path": path + b"/n"}) + file(b"f", b"x"), whiteouts=whiteouts)
+    remove_tree(root / ("n" * 255))
 
 
 def test_a_later_entry_replaces_an_earlier(root: Path) -> None:

@@ -23,12 +23,12 @@ SHRINK: Layer = {"var": None, "var/.wh.big": b"", "var/small": b"1"}
 
 
 def write_layout(
-    path: Path, layers: Sequence[Layer], *, name: str | None = "test:1", history: Sequence[str] | None = None
+    path: Path, layers: Sequence[Layer | bytes], *, name: str | None = "test:1", history: Sequence[str] | None = None
 ) -> Path:
-    """Write an OCI layout with one image; ``history`` are the commands of its layers."""
+    """Write an OCI layout with one image, of layers or tars of them; ``history`` are the commands of its layers."""
     blobs = path / "blobs/sha256"
     blobs.mkdir(parents=True)
-    archives = [_tar(layer) for layer in layers]
+    archives = [layer if isinstance(layer, bytes) else _tar(layer) for layer in layers]
     entries = [
         {"created": CREATED, "created_by": words} for words in history or [f"step {n}" for n in range(len(layers))]
     ]
