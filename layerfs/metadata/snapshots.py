@@ -129,6 +129,16 @@ def insert(
     return SnapshotId(int(done.lastrowid or 0))
 
 
+def pass_over(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> None:
+    """Never give away an id up to this one."""
+    query = "SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'"
+    last = connection.execute(query).fetchone()
+    if last is None:
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', ?)", (snapshot_id,))
+    elif last[0] < snapshot_id:
+        connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'snapshots'", (snapshot_id,))
+
+
 def set_ready(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> None:
     """Record that nothing is under way with a snapshot: its bytes are there."""
     query = "UPDATE snapshots SET state = 'ready', target = NULL, target_labels = NULL WHERE id = ?"
