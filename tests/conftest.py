@@ -132,16 +132,17 @@ def pytest_configure(config: pytest.Config) -> None:
     guest.register(config)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the guest last."""
-    guest.sort(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests of the guest last, and leave out what is too much for it."""
+    if too_much := guest.sort(items):
+        config.hook.pytest_deselected(items=too_much)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Name each driver and the rootless tier, with the reason why it is not here."""
     required = ", ".join(sorted(requirements.required())) or "nothing (LAYERFS_REQUIRE)"
     swept = (f"cleared from an earlier run: {line}" for line in config.stash[_SWEPT].lines())
-    return [*drivers.table(config.stash[_PRESENCE]), f"required: {required}", *swept]
+    return [*drivers.table(config.stash[_PRESENCE], guest=guest.wanted(config)), f"required: {required}", *swept]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -15,7 +15,7 @@ from tests.acceptance import trees
 from tests.support import debian
 from tests.support.rootless import Rootless
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 Seen = tuple[bytes, str, int]
 """Path, type and mode, and modification time in nanoseconds."""

@@ -21,7 +21,7 @@ from tests.acceptance import trees
 from tests.acceptance.conftest import Stopwatch
 from tests.support import debian, drivers, invariants
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.host]
 
 APT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 PACKAGE = "ed"

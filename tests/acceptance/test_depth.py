@@ -1,4 +1,8 @@
-"""Many layers and many clones: 128 of the first, as many as the driver can, and 1,000 of the second."""
+"""Many layers and many clones: 128 of the first, as many as the driver can, and 1,000 of the second.
+
+In the guest fewer have to do, for there each takes seconds; the contract has 128 layers on every driver, bench/zfs.py
+and bench/thin.py have 1,000 clones.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ import layerfs
 from layerfs import ArchiveFormat
 from tests.acceptance import trees
 from tests.acceptance.conftest import Stopwatch
+from tests.guest import machine
 from tests.support import invariants, leftovers
 from tests.support.images import Layer, write_layout
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-DEPTH = 128
-CLONES = 1000
+DEPTH = 24 if machine.inside() else 128
+CLONES = 100 if machine.inside() else 1000
 BEYOND = 501
 """One more layer than the kernel's overlayfs stacks (fs/overlayfs/params.c, OVL_MAX_STACK)."""
 
@@ -54,7 +59,7 @@ def change(root: Path, number: int) -> None:
     (root / f"d/{number}").write_text(str(number))
 
 
-def test_128_layers_by_clone_change_and_commit(
+def test_many_layers_by_clone_change_and_commit(
     store: layerfs.Store, driver_root: Path, tmp_path: Path, stopwatch: Stopwatch
 ) -> None:
     (image,) = store.import_image(write_layout(tmp_path / "one", layers(1), name="deep:1"))
@@ -81,6 +86,7 @@ def test_128_layers_by_clone_change_and_commit(
         invariants.check_store(other)
 
 
+@pytest.mark.host
 def test_as_many_layers_as_the_driver_takes_and_not_one_more(store: layerfs.Store, tmp_path: Path) -> None:
     limit = store.driver.traits.max_layers
     most = limit or BEYOND

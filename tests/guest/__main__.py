@@ -1,7 +1,8 @@
 """``python -m tests.guest``: build the guest, or run a command in it.
 
 python -m tests.guest build
-python -m tests.guest run [--limit SECONDS] [--memory MIB] [--processors N] [--out DIRECTORY] [--] COMMAND...
+python -m tests.guest run [--limit SECONDS] [--memory MIB] [--processors N] [--out DIRECTORY] [--live FILE]
+                             [--] COMMAND...
 
 The exit status is the command's; 125 is a guest that died or reached its time limit, 126 one that cannot be had here.
 """
@@ -9,6 +10,7 @@ The exit status is the command's; 125 is a guest that died or reached its time l
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -27,18 +29,25 @@ def main() -> int:
     run.add_argument("--memory", type=int, default=defaults.memory, help="MiB")
     run.add_argument("--processors", type=int, default=defaults.processors)
     run.add_argument("--out", type=Path, help="where the files go that the command leaves in /out")
+    run.add_argument("--live", type=Path, help=f"where that goes at once which the command writes to ${machine.LIVE}")
     run.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if arguments.what == "build":
             image()
             return 0
         words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
         machine_ = machine.Machine(arguments.memory, arguments.processors, arguments.limit)
-        return machine.run(words, machine=machine_, out=arguments.out)
+        return machine.run(words, machine=machine_, out=arguments.out, live=arguments.live)
     except Unavailable as error:
         say(str(error))
         return 126
+
+
+def _stop(number: int, _: object) -> None:
+    """End as by Ctrl-C, the machine and what is left of it with us."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ def inside() -> bool:
     return MARK in os.environ
 
 
+def slowness() -> int:
+    """Return how many times longer than elsewhere Python takes here, roughly: to choose moments by, never to judge."""
+    return 8 if inside() else 1
+
+
 def missing() -> str | None:
     """Return why no guest can run here, or None."""
     if os.geteuid() != 0:
@@ -109,8 +114,8 @@ def run(
     """Run a command as root in the guest, in the present directory or ``directory``; return its exit status, or `DEAD`.
 
     What it prints, on both streams, goes to ``output`` (standard output if None) as it comes, what it writes to the
-    device `LIVE` to the file ``live``, and the files that it leaves in /out, in the end, to the directory ``out``.
-    Raise `Unavailable` where no guest can run.
+    device `LIVE` to the file ``live`` as it comes too, and in the end the files that it leaves in /out to the directory
+    ``out``. Raise `Unavailable` where no guest can run.
     """
     if reason := missing():
         raise Unavailable(reason)
@@ -118,10 +123,8 @@ def run(
         job = Path(temporary)
         script = _script(command, variables or {}, directory or Path.cwd())
         (job / "job").write_text(script, encoding="utf-8")
-        ended = _boot(job, image(), machine or Machine(), output or sys.stdout.buffer)
+        ended = _boot(job, image(), machine or Machine(), output or sys.stdout.buffer, live or job / "live")
         status = _collect(job / "out.tar", out)
-        if live is not None:
-            shutil.copyfile(job / "live", live)
         if status is None:
             console = (job / "console").read_text("utf-8", "replace").splitlines()[-_CONSOLE_LINES:]
             say("\n".join([f"the guest {ended}; its console:", *console]))
@@ -141,23 +144,17 @@ def _script(command: Sequence[str], variables: Mapping[str, str], directory: Pat
     )
 
 
-def _boot(job: Path, files: Image, machine: Machine, output: BinaryIO) -> str:
+def _boot(job: Path, files: Image, machine: Machine, output: BinaryIO, live: Path) -> str:
     """Run the machine to its end, or to its time limit; return which it was."""
-    for name in ("console", "out.tar", "live"):
-        (job / name).touch()
+    for path in (job / "console", job / "out.tar", live):
+        path.touch()
     deadline = time.monotonic() + machine.limit
     with ExitStack() as stack:
         _copy_checkout(job / "checkout")
         stack.enter_context(_serving(job / "files.socket", job / "checkout"))
         reader, writer = os.pipe()
         printed = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
-        # In a process group of its own: Ctrl-C is for us, and we end it.
-        qemu = subprocess.Popen(
-            _arguments(job, files, machine, writer),
-            stdin=subprocess.DEVNULL,
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
+        qemu = _start(_arguments(job, files, machine, writer, live), writer)
         os.close(writer)
         stack.callback(_end, qemu)
         timer = stack.enter_context(_ended_at(deadline, qemu))
@@ -239,7 +236,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _arguments(job: Path, files: Image, machine: Machine, output: int) -> list[str]:
+def _arguments(job: Path, files: Image, machine: Machine, output: int, live: Path) -> list[str]:
     memory = f"{machine.memory}M"
     devices = {
         "object": [f"memory-backend-memfd,id=memory,size={memory},share=on"],
@@ -248,7 +245,7 @@ def _arguments(job: Path, files: Image, machine: Machine, output: int) -> list[s
             # Not "stdio": with standard input at its end, QEMU closes that one.
             f"file,id=output,path=/dev/fd/{output}",
             f"file,id=out,path={job}/out.tar",
-            f"file,id=live,path={job}/live",
+            f"file,id=live,path={live}",
         ],
         "drive": [f"file={files.packages},if=virtio,format=raw,read-only=on"],
         "device": [

@@ -1,25 +1,35 @@
-"""The guest tier of the tests: those marked ``guest`` run in the guest, all in one, and are reported here one by one.
+"""The guest tier of the tests: those marked ``guest`` run in guests, beside all others, and are reported here.
 
-With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", they run there when all others have run; otherwise they
-are skipped. In the guest itself they are tests like any other, and each report is sent out as it is made.
+With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", a guest for each driver that needs one starts when the
+tests are collected, and has one processor; otherwise these tests are skipped. They come last here, so that most
+reports are there when they are asked for. In the guest they are tests like any other, and each report is sent out as it
+is made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.guest import machine
 from tests.support import requirements
-from tests.support.debian import Unavailable
 
-_MACHINE = machine.Machine(memory=4096, processors=1, limit=2400)
+_LIMIT = 2400
+"""Seconds for a guest."""
+_NICE = 5
+"""Below the tests that run beside the guests: those measure the host, and the guests have the time that they need."""
 _PASSED_ON = ("LAYERFS_REQUIRE", "LAYERFS_EXAMPLES", "LAYERFS_STRESS_SECONDS", "PYTHONPATH")
 
 
@@ -36,13 +46,18 @@ def register(config: pytest.Config) -> None:
         config.pluginmanager.register(Sender(config, Path(os.environ[machine.LIVE])), "layerfs-guest-sender")
 
 
-def sort(items: list[pytest.Item]) -> None:
-    """Mark the tests that the fixture ``driver_name`` makes for drivers of the guest, and put all marked ones last."""
+def sort(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Mark the tests that the fixture ``driver_name`` makes for drivers of the guest, and put all marked ones last.
+
+    Those of them that are too much for it are taken out and returned.
+    """
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if parameters.get("driver_name") in requirements.IN_GUEST:
             item.add_marker("guest")
-    items.sort(key=is_marked)
+    too_much = [item for item in items if is_marked(item) and item.get_closest_marker("host")]
+    items[:] = sorted((item for item in items if item not in too_much), key=is_marked)
+    return too_much
 
 
 def is_marked(item: pytest.Item) -> bool:
@@ -64,57 +79,128 @@ class Sender:
 
 
 class Tier:
-    """Outside: run the marked tests in the guest when the first of them is to run, and hand on what it reported."""
+    """Outside: have the marked tests run in guests, and hand on what these report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._reports: dict[str, list[pytest.TestReport]] | None = None
-        self._said = ""
+        self._guests: Mapping[str, Guest] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        shares: dict[str, list[str]] = {}
+        for item in filter(is_marked, session.items):
+            shares.setdefault(_share(item), []).append(item.nodeid)
+        self._guests = {name: Guest(self._config, tests) for name, tests in shares.items()}
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Take over what was covered before pytest-cov, which wraps this from outside, adds up the files."""
+        result = yield
+        if _measures(self._config):
+            for name, guest in self._guests.items():
+                guest.take_coverage(f"{os.environ.get('COVERAGE_FILE', '.coverage')}.guest-{name}")
+        return result
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not is_marked(item):
             return None
-        if self._reports is None:
-            self._reports = {}
-            self._run(found for found in item.session.items if is_marked(found))
+        faulthandler.cancel_dump_traceback_later()  # a guest has a time limit of its own, a longer one
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports.get(item.nodeid) or [self._missing(item)]:
+        for report in self._guests[_share(item)].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _run(self, items: Iterable[pytest.Item]) -> None:
-        with tempfile.TemporaryDirectory(prefix="layerfs-guest-tier-") as directory:
-            place = Path(directory)
-            (place / "tests").write_text("\n".join(item.nodeid for item in items), encoding="utf-8")
-            try:
-                with (place / "output").open("wb") as output:
-                    machine.run(
-                        [*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"), f"@{place}/tests"],
-                        machine=_MACHINE,
-                        variables={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                        directory=self._config.rootpath,
-                        output=output,
-                        live=place / "reports",
-                    )
-            except Unavailable as error:
-                self._said = str(error)
-                return
-            self._said = (place / "output").read_text("utf-8", "replace")[-4000:]
-            self._read((place / "reports").read_text("utf-8").splitlines())
+    def pytest_sessionfinish(self) -> None:
+        for guest in self._guests.values():
+            guest.end()
 
-    def _read(self, lines: Iterable[str]) -> None:
-        assert self._reports is not None
-        for line in lines:
-            try:
-                data = json.loads(line)
-            except ValueError:  # the guest died while it wrote this
-                continue
+
+def _measures(config: pytest.Config) -> bool:
+    return config.pluginmanager.hasplugin("_cov")
+
+
+def _share(item: pytest.Item) -> str:
+    """Return the name of the guest that a test runs in."""
+    return min(requirements.concerns(item) & requirements.IN_GUEST, default="zfs")
+
+
+class Guest:
+    """A guest that runs some of the tests, in a process of its own: threads here would disturb tests that fork."""
+
+    def __init__(self, config: pytest.Config, tests: Iterable[str]) -> None:
+        self._config = config
+        self._place = Path(tempfile.mkdtemp(prefix="layerfs-guest-tier-"))
+        self._reports: dict[str, list[pytest.TestReport]] = {}
+        self._read = 0
+        self._told = False
+        for name in ("output", "reports"):
+            (self._place / name).touch()
+        (self._place / "tests").write_text("\n".join(tests), encoding="utf-8")
+        with (self._place / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command(),
+                cwd=config.rootpath,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """Wait until a test has run, and return its reports."""
+        while not any(report.when == "teardown" for report in self._reports.get(item.nodeid, ())):
+            ended = self._process.poll() is not None
+            self._take_reports()
+            if ended:
+                break
+            time.sleep(0.2)
+        return self._reports.get(item.nodeid) or [self._missing(item)]
+
+    def take_coverage(self, target: str) -> None:
+        """Wait until the guest has ended, and copy its file of coverage, if it got so far."""
+        self._process.wait()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self._place / "out/coverage", target)
+
+    def end(self) -> None:
+        """End the guest, if it still runs, and what it is made of."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)  # the compiler too, while it is built
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(30)
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._place)
+
+    def _command(self) -> list[str]:
+        variables = [f"{name}={os.environ[name]}" for name in _PASSED_ON if name in os.environ]
+        options = ["-q", "-p", "no:cacheprovider"]
+        if _measures(self._config):
+            variables.append("COVERAGE_FILE=/out/coverage")
+            options += ["--cov", "--cov-report="]
+        return [
+            *("setpriv", "--pdeathsig", "TERM", "nice", "-n", str(_NICE)),
+            *(sys.executable, "-m", "tests.guest", "run", "--limit", str(_LIMIT)),
+            *("--live", str(self._place / "reports"), "--out", str(self._place / "out"), "--", "env", *variables),
+            *(sys.executable, "-m", "pytest", *options, f"@{self._place}/tests"),
+        ]
+
+    def _take_reports(self) -> None:
+        with (self._place / "reports").open("rb") as stream:
+            stream.seek(self._read)
+            text, end, _ = stream.read().rpartition(b"\n")  # the rest is still to come
+        self._read += len(text + end)
+        for line in text.splitlines():
+            data = json.loads(line)
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             self._reports.setdefault(report.nodeid, []).append(report)
 
     def _missing(self, item: pytest.Item) -> pytest.TestReport:
-        said, self._said = self._said, "(the first failure says more)"
-        reason = f"the guest did not report this test; it said:\n{said}"
-        return pytest.TestReport(item.nodeid, item.location, dict(item.keywords), "failed", reason, "call")
+        said = "the first failure says more"
+        if not self._told:
+            said = "it said:\n" + (self._place / "output").read_text("utf-8", "replace")[-4000:]
+        self._told = True
+        return pytest.TestReport(
+            item.nodeid, item.location, dict(item.keywords), "failed", f"no report came from the guest; {said}", "call"
+        )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from layerfs import drivers
 from layerfs.errors import LayerfsError
-from tests.support import leftovers, rootless
+from tests.guest import machine
+from tests.support import leftovers, requirements, rootless
 
 BTRFS_SIZE = 4 << 30
 """Bytes of the sparse image: btrfs on less than some 256 MiB behaves differently (mixed block groups)."""
@@ -103,16 +104,26 @@ def zfs() -> Iterator[Path]:
 
 
 def presence() -> tuple[Presence, ...]:
-    """Try every driver on a directory that suits it, and tell why one is not here."""
+    """Try every driver on a directory that suits it, and tell why one is not here; in the guest those tested there."""
+    tried = [name for name in names() if name in requirements.IN_GUEST or not machine.inside()]
     with workspace("probe") as path:
-        return tuple(Presence(name, _reason(name, path / name)) for name in names())
+        return tuple(Presence(name, _reason(name, path / name)) for name in tried)
 
 
-def table(found: tuple[Presence, ...]) -> list[str]:
-    """Return a line for each driver and tier: here, or why not."""
+def table(found: tuple[Presence, ...], *, guest: bool) -> list[str]:
+    """Return a line for each driver and tier: here, or why not; with ``guest`` some are in that, or it is why not."""
     root = Presence("root", None if os.geteuid() == 0 else "not run by root")
     lines = (*found, root, Presence("rootless", rootless.missing()))
-    return [f"{line.name:10} {'here' if line.reason is None else 'NOT HERE: ' + line.reason}" for line in lines]
+    there = requirements.IN_GUEST if guest and not machine.inside() else ()
+    return [f"{line.name:12} {_in_guest() if line.name in there else _here(line.reason)}" for line in lines]
+
+
+def _in_guest() -> str:
+    return "in the guest" if (reason := machine.missing()) is None else f"NOT HERE: {reason}"
+
+
+def _here(reason: str | None) -> str:
+    return "here" if reason is None else f"NOT HERE: {reason}"
 
 
 def _reason(name: str, path: Path) -> str | None:
@@ -140,4 +151,4 @@ def _run(*arguments: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    print("\n".join(table(presence())))  # noqa: T201  scripts/test runs it
+    print("\n".join(table(presence(), guest="guest" in requirements.required())))  # noqa: T201  scripts/test runs it
