@@ -1,10 +1,10 @@
 """Measure clones of the zfs driver against the bare calls of libzfs_core: run as root where ZFS is.
 
-    python bench/zfs.py DIRECTORY [--dataset POOL/PATH] [--rounds 60] [--many 1000]
+    python bench/zfs.py DIRECTORY [--dataset POOL/PATH] [--rounds 60] [--few 10] [--many 1000]
 
-In one interleaved run, on one pool: the driver's create and remove, and ``lzc_clone`` and ``lzc_destroy`` bare.
-Printed are medians in milliseconds and their ratios, then the cost of a clone beside few and beside many others.
-DIRECTORY lies on ZFS, or the dataset is named.
+In one interleaved run, on one pool: the driver's create and remove, and ``lzc_clone`` and ``lzc_destroy`` bare. Printed
+are medians in milliseconds and their ratios, then the cost of a clone beside many other datasets against that beside
+few. DIRECTORY lies on ZFS, or the dataset is named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, ParamSpec
 
 from layerfs.contract import SnapshotId
 from layerfs.testing.driver_rules import active
-from layerfs_backends.zfs.driver import ZfsDriver, open_driver
+from layerfs_backends.zfs.datasets import ZfsDriver
+from layerfs_backends.zfs.driver import open_driver
 
 P = ParamSpec("P")
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dataset")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--few", type=int, default=10)
     parser.add_argument("--many", type=int, default=1000)
     arguments = parser.parse_args()
     driver = open_driver(arguments.directory, {"dataset": arguments.dataset} if arguments.dataset else {})
@@ -65,21 +67,23 @@ def main() -> None:
     driver.create(active(1))
     driver.commit(active(1))
     place = driver.mounts(active(1))[0].source.rpartition("/")[0]
+    for number in range(2, arguments.few + 1):
+        driver.create(active(number, 1))
     few = measure(driver, place, 10_000, arguments.rounds)
     for name, bare in (("clone", "lzc_clone"), ("remove", "lzc_destroy")):
         print(f"{name}: {few[name]:.2f} ms, {bare} {few[bare]:.2f} ms, ratio {few[name] / few[bare]:.2f}", flush=True)
-    for number in range(2, arguments.many + 2):
+    for number in range(arguments.few + 1, arguments.many + 1):
         driver.create(active(number, 1))
     many = measure(driver, place, 20_000, arguments.rounds)
     for name in few:
         print(
-            f"{name} beside {arguments.many} others: {many[name]:.2f} ms, {many[name] / few[name]:.2f} times",
+            f"{name} beside {arguments.many} datasets: {many[name]:.2f} ms, {many[name] / few[name]:.2f} times",
             flush=True,
         )
     start = time.perf_counter()
     held = len(list(driver.ids()))
     print(f"list of {held} ids: {(time.perf_counter() - start) * 1000:.0f} ms", flush=True)
-    for number in range(arguments.many + 1, 0, -1):
+    for number in range(arguments.many, 0, -1):
         driver.remove(SnapshotId(number))
 
 

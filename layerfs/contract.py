@@ -293,6 +293,31 @@ class NativeChanges(Protocol):
         ...
 
 
+@runtime_checkable
+class Transferable(Protocol):
+    """Optional power: write a committed snapshot as a stream, from which a driver elsewhere makes the same one.
+
+    ``stream`` names the format: two drivers that name the same one understand each other.
+    """
+
+    stream: ClassVar[str]
+
+    def send(self, snapshot: Snapshot, to: int, *, whole: bool = False) -> None:
+        """Write a committed snapshot to the descriptor ``to``: what it holds beyond its parent, or the whole of it.
+
+        Raise `LayerfsError` where the reader goes away.
+        """
+        ...
+
+    def receive(self, snapshot: Snapshot, source: int) -> None:
+        """Make a committed snapshot from the descriptor ``source``, to which `send` wrote; leave nothing on failure.
+
+        ``snapshot`` names a parent unless the stream is whole: one that was received from the sender's parent, or sent
+        to it. Raise `Corrupt` for bytes that are not a whole stream, `FailedPrecondition` for another parent.
+        """
+        ...
+
+
 DriverFactory = Callable[[Path, Mapping[str, str]], Driver]
 """Open a driver on its directory (made if missing), with its options; an entry point of ``layerfs.drivers`` names one.
 

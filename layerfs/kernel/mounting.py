@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerfs.contract import Mount
-from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, Unsupported, os_error
+from layerfs.errors import (
+    Busy,
+    FailedPrecondition,
+    InvalidArgument,
+    LayerfsError,
+    PermissionDenied,
+    Unsupported,
+    os_error,
+)
 from layerfs.kernel import mounters, overlay, shared, syscalls
 from layerfs.kernel.descriptors import opened
 from layerfs.kernel.holders import busy_hint
@@ -36,6 +44,8 @@ __all__ = [
     "users",
 ]
 
+_OF_ROOT = frozenset({"btrfs", "erofs", "ext4", "xfs", "zfs"})
+"""File systems that cannot be mounted in a user namespace (they lack ``FS_USERNS_MOUNT``)."""
 _LONGEST_DATA = 4095
 """Bytes that mount(2) takes of the option string; it cuts the rest off without a word."""
 _CLOSING, _MOMENT = 50, 0.01
@@ -102,7 +112,11 @@ def _perform(one: Mount, target: Path, way: Way | None) -> None:
         if error.errno == errno.ENODEV:
             hint = f"modprobe {one.type}"
             raise Unsupported(f"this kernel has no file system {one.type!r}", hint=hint) from error
-        raise os_error(f"mount {one.type} {one.source!r} at {target}", error) from error
+        what = f"mount {one.type} {one.source!r} at {target}"
+        if error.errno == errno.EPERM and one.type in _OF_ROOT:
+            hint = f"run it as root: Linux lets nobody else mount {one.type}"
+            raise PermissionDenied(f"cannot {what}: {error.strerror}", hint=hint) from error
+        raise os_error(what, error) from error
 
 
 # -- bind mounts -------------------------------------------------------------------------------------------------------

@@ -6,15 +6,14 @@ import mmap
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import layerfs
 from layerfs.contract import CommitsTogether, SnapshotId
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, NoSpace, NotFound, Unsupported
 from layerfs.kernel.children import fork
@@ -23,40 +22,18 @@ from layerfs.testing import DriverContract
 from layerfs.testing.driver_rules import active, view
 from layerfs.testing.trees import contents
 from layerfs_backends.zfs import driver as zfs
-from layerfs_backends.zfs.driver import ZfsDriver
-from tests.support.drivers import workspace
+from layerfs_backends.zfs.datasets import ZfsDriver
+from tests.support import pools
+from tests.support.images import BASE, EDIT, write_layout
 
 _KILLS = 15
 _MEBIBYTE = 1 << 20
 
 
-def _sh(*words: str | Path) -> str:
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-
-@contextmanager
-def _pool(name: str, size: int) -> Iterator[Path]:
-    """Make a pool on a file, and give the file's directory."""
-    with workspace(name) as path:
-        with (path / "disk").open("wb") as file:
-            file.truncate(size)
-        _sh("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", name, path / "disk")
-        try:
-            yield path
-        finally:
-            _sh("zpool", "destroy", "-f", name)
-
-
-def _open(root: Path, **options: str) -> ZfsDriver:
-    driver = zfs.open_driver(root, options)
-    assert isinstance(driver, ZfsDriver)
-    return driver
-
-
 @pytest.fixture
 def driver(zfs_dir: Path) -> Iterator[ZfsDriver]:
     """Give a driver; in the end all it holds goes."""
-    driver = _open(zfs_dir / "zfs")
+    driver = pools.open_zfs(zfs_dir / "zfs")
     yield driver
     for number in sorted(driver.ids(), reverse=True):
         driver.remove(number)
@@ -70,6 +47,12 @@ def _base(driver: ZfsDriver, number: int = 1, **files: str) -> None:
         for name, text in files.items():
             (path / name).write_text(text, encoding="ascii")
     driver.commit(active(number))
+
+
+def _snapshots(driver: ZfsDriver, number: int) -> list[str]:
+    """Return what the ZFS snapshots of one are called."""
+    lines = pools.sh("zfs", "list", "-H", "-t", "snapshot", "-o", "name", f"{driver._place}/{number}").splitlines()
+    return sorted(line.rpartition("@")[2] for line in lines)
 
 
 @pytest.mark.guest
@@ -97,16 +80,17 @@ def test_a_place_without_a_pool_is_told(fresh_dir: Path) -> None:
     with pytest.raises(Unsupported, match="no dataset nowhere/at-all") as caught:
         zfs.open_driver(fresh_dir / "zfs", {"dataset": "nowhere/at-all"})
     assert caught.value.hint == "zpool import nowhere, or zfs create"
-    with pytest.raises(InvalidArgument):
-        zfs.open_driver(fresh_dir / "zfs", {"refquota": "much"})
+    for option in ({"refquota": "much"}, {"quota": "0"}, {"recordsize": "1M"}):
+        with pytest.raises(InvalidArgument):
+            zfs.open_driver(fresh_dir / "zfs", option)
 
 
 @pytest.mark.guest
 def test_trying_leaves_nothing(zfs_dir: Path) -> None:
-    before = _sh("zfs", "list", "-H", "-t", "all", "-o", "name")
-    driver = _open(zfs_dir / "zfs")
+    before = pools.sh("zfs", "list", "-H", "-t", "all", "-o", "name")
+    driver = pools.open_zfs(zfs_dir / "zfs")
     assert list(driver.ids()) == []
-    assert _sh("zfs", "list", "-H", "-t", "all", "-o", "name") == before
+    assert pools.sh("zfs", "list", "-H", "-t", "all", "-o", "name") == before
 
 
 @pytest.mark.guest
@@ -137,6 +121,8 @@ def test_a_layer_with_clones_stays_until_they_go(driver: ZfsDriver) -> None:
     with mounted(driver.mounts(active(2, 1))) as path:
         assert contents(path) == {"file": "kept"}
     driver.remove(SnapshotId(2))
+    driver.create(active(3, 1))  # to refuse it has changed nothing
+    driver.remove(SnapshotId(3))
     driver.remove(SnapshotId(1))
 
 
@@ -146,11 +132,11 @@ def test_what_takes_the_place_of_one_not_committed(driver: ZfsDriver) -> None:
     driver.create(active(1))
     driver.create(active(2, 1))
     driver.remove(SnapshotId(2))
-    assert _sh("zfs", "list", "-H", "-t", "snapshot", "-o", "name", f"{driver._place}/1") == ""
     with mounted(driver.mounts(active(1))) as path:
         (path / "later").write_text("later", encoding="ascii")
     driver.create(active(3, 1))
     driver.commit(active(1))
+    assert _snapshots(driver, 1) == ["layer"], "that of the first attempt is gone, that of the second is the layer"
     for number in (3, 4):
         if number == 4:
             driver.create(active(4, 1))
@@ -159,12 +145,28 @@ def test_what_takes_the_place_of_one_not_committed(driver: ZfsDriver) -> None:
 
 
 @pytest.mark.guest
+def test_what_was_written_after_the_next_one_was_made(driver: ZfsDriver) -> None:
+    """Nobody should, but a layer holds what was there when it was committed."""
+    driver.create(active(1))
+    driver.create(active(2, 1))
+    with mounted(driver.mounts(active(1))) as path:
+        (path / "late").write_text("late", encoding="ascii")
+    driver.commit(active(1))
+    driver.create(active(3, 1))
+    for number, expected in ((2, {}), (3, {"late": "late"})):
+        with mounted(driver.mounts(active(number, 1))) as path:
+            assert contents(path) == expected
+    driver.remove(SnapshotId(2))
+    assert _snapshots(driver, 1) == ["layer"]
+
+
+@pytest.mark.guest
 def test_snapshots_of_others_are_in_nobodys_way(driver: ZfsDriver) -> None:
     """Many hosts have a program that snapshots every dataset each hour."""
     _base(driver)
     driver.create(active(2, 1))
     for name in ("1", "2"):
-        _sh("zfs", "snapshot", f"{driver._place}/{name}@hourly")
+        pools.sh("zfs", "snapshot", f"{driver._place}/{name}@hourly")
     driver.remove(SnapshotId(2))
     driver.remove(SnapshotId(1))
     assert list(driver.ids()) == []
@@ -188,7 +190,7 @@ def test_a_commit_of_many_is_one_transaction(driver: ZfsDriver) -> None:
     driver.commit_all(snapshots)
     driver.commit_all(snapshots)
     names = [f"{driver._place}/{snapshot.id}@layer" for snapshot in snapshots]
-    made = _sh("zfs", "get", "-Hp", "-o", "value", "createtxg", *names).split()
+    made = pools.sh("zfs", "get", "-Hp", "-o", "value", "createtxg", *names).split()
     assert len(set(made[1:])) == 1
     driver.create(active(7, 3))
     with pytest.raises(NotFound):
@@ -218,17 +220,37 @@ def _fill(path: Path) -> None:
 
 
 @pytest.mark.guest
-def test_full_quota(zfs_dir: Path) -> None:
-    driver = _open(zfs_dir / "zfs", refquota=str(8 * _MEBIBYTE))
-    _base(driver, small="x")
+@pytest.mark.parametrize("option", ["refquota", "quota"])
+def test_full_quota(zfs_dir: Path, option: str) -> None:
+    """The one counts what is shared with the parent, the other does not; a clone that is full goes on otherwise."""
+    driver = pools.open_zfs(zfs_dir / "zfs", **{option: str(8 * _MEBIBYTE)})
+    driver.create(active(1))
+    with mounted(driver.mounts(active(1))) as path:
+        (path / "base").write_bytes(os.urandom(6 * _MEBIBYTE))
+    driver.commit(active(1))
     driver.create(active(2, 1))
     with mounted(driver.mounts(active(2, 1))) as path:
         with pytest.raises(OSError, match="quota"):
             _fill(path)
+        written = sum(file.stat().st_size for file in path.iterdir() if file.name != "base")
+        assert (written > 6 * _MEBIBYTE) == (option == "quota")
         (path / "0").unlink()
     driver.commit(active(2, 1))
     driver.remove(SnapshotId(2))
     driver.remove(SnapshotId(1))
+
+
+@pytest.mark.guest
+def test_a_dataset_that_is_held_stays_whole(driver: ZfsDriver) -> None:
+    """A hold is how other programs keep a ZFS snapshot."""
+    _base(driver, file="kept")
+    pools.sh("zfs", "hold", "kept", f"{driver._place}/1@layer")
+    with pytest.raises(Busy, match="@layer is mounted or held"):
+        driver.remove(SnapshotId(1))
+    pools.sh("zfs", "release", "kept", f"{driver._place}/1@layer")
+    driver.create(active(2, 1))
+    with mounted(driver.mounts(active(2, 1))) as path:
+        assert contents(path) == {"file": "kept"}
 
 
 def _create_many(driver: ZfsDriver) -> None:
@@ -239,8 +261,8 @@ def _create_many(driver: ZfsDriver) -> None:
 @pytest.mark.guest
 def test_full_pool() -> None:
     """Writing and making fail clearly, and removing works still."""
-    with _pool("layerfs-full", 96 * _MEBIBYTE) as place:
-        driver = _open(place / "zfs", dataset="layerfs-full")
+    with pools.pool("layerfs-full", 96 * _MEBIBYTE) as place:
+        driver = pools.open_zfs(place / "zfs", dataset="layerfs-full")
         _base(driver, file="x")
         driver.create(active(2, 1))
         with mounted(driver.mounts(active(2, 1))) as path, pytest.raises(OSError, match="No space"):
@@ -255,16 +277,16 @@ def test_full_pool() -> None:
 
 @pytest.mark.guest
 def test_the_pool_goes_and_comes_back() -> None:
-    with _pool("layerfs-away", 256 * _MEBIBYTE) as place:
-        driver = _open(place / "zfs", dataset="layerfs-away")
+    with pools.pool("layerfs-away", 256 * _MEBIBYTE) as place:
+        driver = pools.open_zfs(place / "zfs", dataset="layerfs-away")
         _base(driver, file="kept")
         driver.close()
-        _sh("zpool", "export", "layerfs-away")
+        pools.sh("zpool", "export", "layerfs-away")
         with pytest.raises(FailedPrecondition, match="is not here") as caught:
-            _open(place / "zfs")
+            pools.open_zfs(place / "zfs")
         assert caught.value.hint == "zpool import layerfs-away"
-        _sh("zpool", "import", "-o", "cachefile=none", "-d", place, "layerfs-away")
-        driver = _open(place / "zfs")
+        pools.sh("zpool", "import", "-o", "cachefile=none", "-d", place, "layerfs-away")
+        driver = pools.open_zfs(place / "zfs")
         assert set(driver.ids()) == {1}
         driver.create(view(2, 1))
         with mounted(driver.mounts(view(2, 1))) as path:
@@ -275,15 +297,40 @@ def test_the_pool_goes_and_comes_back() -> None:
 def test_a_dataset_that_somebody_destroyed_is_not_listed(driver: ZfsDriver) -> None:
     _base(driver)
     driver.create(active(2, 1))
-    _sh("zfs", "destroy", f"{driver._place}/2")
+    pools.sh("zfs", "destroy", f"{driver._place}/2")
     assert set(driver.ids()) == {1}
     with pytest.raises(LayerfsError, match="2"), mounted(driver.mounts(active(2, 1))):
         pass
     driver.remove(SnapshotId(2))
 
 
+@pytest.mark.guest
+def test_what_somebody_destroyed_is_reported(zfs_dir: Path, tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", [BASE, EDIT], name="image:1")
+    with layerfs.open(zfs_dir / "store", driver="zfs") as store:
+        (image,) = store.import_image(layout)
+        store.clone("image:1", "box")
+        assert store.check() == ()
+        driver = store.driver
+        assert isinstance(driver, ZfsDriver)
+        box = store.snapshotter.snapshot("clone/box")
+        pools.sh("zfs", "destroy", driver._name(box.id))
+        (problem,) = store.check()
+        assert (problem.name, problem.message, problem.hurts) == ("clone/box", "its bytes are gone", ("box",))
+        store.get_clone("box").remove()
+        layer = f"{driver._name(box.parents[0])}@layer"
+        pools.sh("zfs", "destroy", layer)
+        (problem,) = store.check()
+        assert (problem.name, problem.message) == (image.config.chain_ids[-1], f"the ZFS snapshot {layer} is gone")
+        assert problem.hurts == (image.name,)
+        pools.sh(*problem.hint.partition(": ")[2].split())
+        assert store.check() == ()
+        with store.clone("image:1") as clone, clone.mounted() as root:
+            assert (root / "etc/more").read_text() == "more\n"
+
+
 def _work(place: Path, first: int, committed: int) -> None:
-    driver = _open(place)
+    driver = pools.open_zfs(place)
     for number in range(first, first + 10_000):
         driver.create(active(number, 1))
         if number % 2:

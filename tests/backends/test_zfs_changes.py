@@ -13,7 +13,8 @@ from layerfs.errors import Unsupported
 from layerfs.kernel.mounting import mounted
 from layerfs.layer.changes import Change, changes
 from layerfs.testing.driver_rules import active, view
-from layerfs_backends.zfs.driver import ZfsDriver, open_driver
+from layerfs_backends.zfs.datasets import ZfsDriver
+from layerfs_backends.zfs.driver import open_driver
 from tests.backends import test_btrfs_changes as edits
 
 pytestmark = pytest.mark.guest

@@ -2,8 +2,8 @@
 
 It is the Python package of that name as OpenZFS ships it (Debian's ``python3-pyzfs``); what PyPI calls pyzfs is of 2015
 and crashes. Names go in and come out as bytes, numbers as ints, the choices of a property as their place in a list
-(OpenZFS's ``zfs_prop.c``). It knows no call that reads properties or lists datasets: read-only channel programs do that
-(zfs-program(8)), which run in the kernel, on what the last transaction wrote and those under way changed.
+(OpenZFS's ``zfs_prop.c``). It knows no call that reads properties or lists datasets: `layerfs_backends.zfs.questions`
+has these.
 """
 
 from __future__ import annotations
@@ -16,36 +16,42 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from layerfs.errors import Busy, CommandFailed, LayerfsError, NotFound, Unsupported, os_error
+from layerfs.errors import (
+    Busy,
+    CommandFailed,
+    Corrupt,
+    FailedPrecondition,
+    LayerfsError,
+    NotFound,
+    Unsupported,
+    os_error,
+)
 
 _MODULE = "libzfs_core"
 _DEBIAN = Path("/usr/lib/python3/dist-packages", _MODULE)
 """Where python3-pyzfs puts it: a virtual environment does not look there, and it is nothing but Python and cffi."""
 _DEVICE = Path("/dev/zfs")
 
-_CHILDREN = b"""
-local found = {}
-for name in zfs.list.children((...)["argv"]["dataset"]) do found[#found + 1] = name end
-return found
-"""
-_SNAPSHOTS = b"""
-local found = {}
-for name in zfs.list.snapshots((...)["argv"]["dataset"]) do
-    local clones = {}
-    for clone in zfs.list.clones(name) do clones[#clones + 1] = clone end
-    found[name] = clones
-end
-return found
-"""
-_PROPERTY = b"""
-local argv = (...)["argv"]
-return (zfs.get_prop(argv["dataset"], argv["property"]))
-"""
-
 Value = str | int
 """Of a property: a number, or for one of text a string."""
+
+_SEND_FLAGS = ("large_blocks", "embedded_data", "compress")
+"""What every OpenZFS receives; without them blocks are cut up and unpacked on the way."""
+
+_Meaning = tuple[type[LayerfsError], str, str]
+"""What an error number means in one call: the class, the reason and the hint."""
+_TRUNCATED = 1040
+"""``ZFS_ERR_STREAM_TRUNCATED`` (OpenZFS's ``include/sys/fs/zfs.h``)."""
+_NO_STREAM: _Meaning = (Corrupt, "this is no stream of ZFS, or one that is damaged or ends early", "send it again")
+_RECEIVING: Mapping[int, _Meaning] = {
+    **dict.fromkeys((errno.EINVAL, errno.EIO, errno.EBADE, _TRUNCATED), _NO_STREAM),
+    errno.ENODEV: (FailedPrecondition, "it goes beyond another snapshot than the parent here", "send it whole"),
+    errno.ENOTSUP: (Unsupported, "its sender has features that this ZFS lacks", "upgrade ZFS or the pool here"),
+}
+"""EBADE is what OpenZFS calls ECKSUM on Linux."""
 
 
 class _Module(Protocol):
@@ -56,8 +62,12 @@ class _Module(Protocol):
     def lzc_snapshot(self, snaps: Sequence[bytes]) -> None: ...
     def lzc_destroy(self, name: bytes) -> None: ...
     def lzc_destroy_snaps(self, snaps: Sequence[bytes], *, defer: bool) -> None: ...
+    def lzc_rename(self, source: bytes, target: bytes) -> None: ...
     def lzc_exists(self, name: bytes) -> bool: ...
     def lzc_sync(self, name: bytes) -> None: ...
+    def lzc_send(self, snapname: bytes, fromsnap: bytes | None, fd: int, flags: Sequence[str]) -> None: ...
+    def lzc_receive(self, snapname: bytes, fd: int, *, origin: bytes | None) -> None: ...
+    def lzc_channel_program(self, poolname: bytes, program: bytes, *, params: Mapping[bytes, bytes]) -> Any: ...  # noqa: ANN401  whatever the program returns
     def lzc_channel_program_nosync(self, poolname: bytes, program: bytes, *, params: Mapping[bytes, bytes]) -> Any: ...  # noqa: ANN401  whatever the program returns
 
 
@@ -105,37 +115,49 @@ class Library:
         with self._doing(f"sync the pool of {dataset}"):
             self._module.lzc_sync(_pool(dataset))
 
-    def children(self, dataset: str) -> list[str]:
-        """Return the datasets right below one; raise `NotFound` where that is missing."""
-        return [name.decode() for name in self._ask(_CHILDREN, dataset).values()]
+    def rename_snapshot(self, name: str, new: str) -> None:
+        """Give a ZFS snapshot another name of the same dataset; its clones stand on it as before."""
+        with self._doing(f"rename {name} to {new}"):
+            self._module.lzc_rename(name.encode(), new.encode())
 
-    def snapshots(self, dataset: str) -> dict[str, list[str]]:
-        """Return the ZFS snapshots of a dataset, each with its clones."""
-        found: dict[bytes, dict[object, bytes]] = self._ask(_SNAPSHOTS, dataset)
-        return {name.decode(): [clone.decode() for clone in clones.values()] for name, clones in found.items()}
+    def send(self, name: str, base: str | None, to: int) -> None:
+        """Write a ZFS snapshot to a descriptor, or what it holds beyond ``base``, on which it stands.
 
-    def number(self, dataset: str, name: str) -> int:
-        """Return the value of a property that is a number."""
-        return int(self._ask(_PROPERTY, dataset, name))
+        Blocks are sent as they are on disk, compressed ones compressed.
+        Raise `OperationFailed` where the reader went away.
+        """
+        with self._doing(f"send {name}"):
+            self._module.lzc_send(name.encode(), base.encode() if base else None, to, _SEND_FLAGS)
 
-    def text(self, dataset: str, name: str) -> str:
-        """Return the value of a property that is text, "" where it has none."""
-        found: object = self._ask(_PROPERTY, dataset, name)
-        return found.decode() if isinstance(found, bytes) else ""
+    def receive(self, name: str, base: str | None, source: int) -> None:
+        """Make a dataset with one ZFS snapshot, ``name``, from what `send` wrote; leave nothing on failure.
 
-    def _ask(self, program: bytes, dataset: str, name: str = "") -> Any:  # noqa: ANN401  what the program returns
+        Raise `Corrupt` for bytes that are no such thing, or end early, `FailedPrecondition` for those that go beyond
+        another ``base``.
+        """
+        with self._doing(f"receive {name}", _RECEIVING):
+            self._module.lzc_receive(name.encode(), source, origin=base.encode() if base else None)
+
+    def run(self, program: bytes, dataset: str, *, argument: str = "", writes: bool = False) -> Any:  # noqa: ANN401  what the program returns
+        """Run a channel program on the pool of a dataset and return its answer (zfs-program(8)).
+
+        It finds both arguments in ``argv``, as ``dataset`` and ``argument``. One that does not write runs on what the
+        last transaction wrote and those under way changed; one that does is a transaction by itself. Raise `NotFound`
+        where the dataset is missing, `PermissionDenied` for anybody but root.
+        """
         if not self.exists(dataset):
             raise NotFound(f"there is no dataset {dataset}")
-        argv = {b"dataset": dataset.encode(), b"property": name.encode()}
-        with self._doing(f"ask about {dataset}"):
-            return self._module.lzc_channel_program_nosync(_pool(dataset), program, params=argv)
+        call = self._module.lzc_channel_program if writes else self._module.lzc_channel_program_nosync
+        argv = {b"dataset": dataset.encode(), b"argument": argument.encode()}
+        with self._doing(f"{'change' if writes else 'ask about'} {dataset}"):
+            return call(_pool(dataset), program, params=argv)
 
     @contextmanager
-    def _doing(self, what: str) -> Iterator[None]:
+    def _doing(self, what: str, also: Mapping[int, _Meaning] = MappingProxyType({})) -> Iterator[None]:
         try:
             yield
         except self._failure as error:
-            raise _translated(what, error) from error
+            raise _translated(what, error, also) from error
 
 
 def load() -> Library:
@@ -184,11 +206,16 @@ def _pool(dataset: str) -> bytes:
     return dataset.partition("/")[0].partition("@")[0].encode()
 
 
-def _translated(what: str, error: Exception) -> LayerfsError:
+def _translated(what: str, error: Exception, also: Mapping[int, _Meaning]) -> LayerfsError:
     """Translate by the error number: the classes of libzfs_core follow that, and say less."""
     number = getattr(error, "errno", None)
+    if not isinstance(number, int):
+        return CommandFailed(f"cannot {what}: {error}")
+    if number in also:
+        kind, reason, hint = also[number]
+        return kind(f"cannot {what}: {reason}", hint=hint)
     if number == errno.EBUSY:
         return Busy(f"cannot {what}: it is mounted or held", hint="unmount it, in other namespaces too, then try again")
-    if isinstance(number, int) and number in errno.errorcode:
+    if number in errno.errorcode:
         return os_error(what, OSError(number, os.strerror(number)))
     return CommandFailed(f"cannot {what}: {error}")
