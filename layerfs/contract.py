@@ -217,6 +217,15 @@ class VolatileMounts(Protocol):
 
 
 @runtime_checkable
+class UnsharedMounts(Protocol):
+    """Optional power: show a snapshot without mounts that it shares with others (`Mount.target`)."""
+
+    def unshared_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return what `Driver.mounts` shows as mounts for the caller's target only, for who can perform no others."""
+        ...
+
+
+@runtime_checkable
 class CommitsTogether(Protocol):
     """Optional power: commit several snapshots for the price of one, such as one sync of their file system."""
 

@@ -76,11 +76,18 @@ class Overlay2Driver:
         An overlay of one lowerdir and no upperdir is EINVAL. Above `SHARE_ABOVE` layers an active snapshot has two
         mounts, the first of them shared.
         """
-        lowers = [f"{self._root}/{parent}/diff" for parent in snapshot.parents]  # may be hundreds: no Path for each
+        lowers = self._lowers(snapshot)
+        if snapshot.writable and len(lowers) > self._share_above:
+            return self._shared_mounts(snapshot, lowers)
+        return self.unshared_mounts(snapshot)
+
+    def unshared_mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
+        """Return the one mount of all layers (`layerfs.contract.UnsharedMounts`)."""
+        lowers = self._lowers(snapshot)
         if not lowers:
             return (_bind(self._directories.diff(snapshot.id), writable=snapshot.writable),)
         if snapshot.writable:
-            return self._writable_mounts(snapshot, lowers)
+            return (self._overlay(lowers, self._directories.path(snapshot.id)),)
         if len(lowers) == 1:
             return (_bind(self._directories.diff(snapshot.parents[0]), writable=False),)
         return (self._overlay(lowers),)
@@ -139,10 +146,11 @@ class Overlay2Driver:
 
         self._directories.try_out(mounts)
 
-    def _writable_mounts(self, snapshot: Snapshot, lowers: Sequence[str]) -> Sequence[Mount]:
+    def _lowers(self, snapshot: Snapshot) -> list[str]:
+        return [f"{self._root}/{parent}/diff" for parent in snapshot.parents]  # may be hundreds: no Path for each
+
+    def _shared_mounts(self, snapshot: Snapshot, lowers: Sequence[str]) -> Sequence[Mount]:
         own = self._directories.path(snapshot.id)
-        if len(lowers) <= self._share_above:
-            return (self._overlay(lowers, own),)
         merged = f"{self._root}/{snapshot.parents[0]}/merged"
         shared = replace(self._overlay(lowers), target=merged)
         # The shared overlay and the upperdir are two file systems. Without xino, files and directories would have

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfs.contract import CopyUnit, Driver, LayerRoot, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
-from layerfs.errors import Corrupt, InvalidArgument, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
+from layerfs.errors import (
+    Busy,
+    Corrupt,
+    InvalidArgument,
+    LayerfsError,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+    os_error,
+)
 from layerfs.kernel import mounting
 from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
@@ -76,7 +85,7 @@ class FuseDriver:
         The index of one in between is built when it is mounted, which hardly ever happens.
         """
         for snapshot in snapshots:
-            self.flatten(snapshot)
+            self._finish_files(snapshot)
         below = {parent for snapshot in snapshots for parent in snapshot.parents}
         for snapshot in snapshots:
             if snapshot.id not in below:
@@ -137,6 +146,21 @@ class FuseDriver:
             return (Mount(TYPE, str(own), (*_stack([lower], own), "volatile", *self._words)),)
 
         self._directories.try_out(mounts)
+
+    def _finish_files(self, snapshot: Snapshot) -> None:
+        """Make the files whole, and keep the union that still shows them from changing what is immutable from now on.
+
+        containerd allows a commit of what is mounted. The process that serves it has written everything when the mount
+        is read-only; to make files whole it would have to end.
+        """
+        points = mounting.users(self.mounts(snapshot)) if snapshot.writable else []
+        if not points:
+            self.flatten(snapshot)
+            return
+        for point in points:
+            mounting.make_read_only(point.path)
+        if not self.is_flat(snapshot):
+            raise Busy(f"files of snapshot {snapshot.id} are stored in parts", hint=f"umount {points[0].path} first")
 
     def _work(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._directories.path(id) / "work"

@@ -59,6 +59,7 @@ BUILTINS = (
     Builtin("store", _STORE, "Make stores, and close those that live in a file of their own."),
     Builtin("store.create", _STORE, "Make a store, on request in a file with its own file system."),
     Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),
+    Builtin("serve", _HOST, "Serve containerd's snapshots service on a unix socket, until SIGTERM."),
     Builtin("doctor", _HOST, "Tell which drivers work here, and why the others do not."),
     Builtin("completion", _HOST, "Print the script that completes commands and names in a shell."),
 )

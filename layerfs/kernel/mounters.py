@@ -6,7 +6,10 @@ mount(8), which calls the program ``mount.fuse.NAME`` or libfuse's ``mount.fuse`
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +36,31 @@ def perform(mount: Mount, target: Path) -> None:
         return
     options = ("-o", ",".join(mount.options)) if mount.options else ()
     process.run(["mount", "-t", mount.type, *options, "--", mount.source, str(target)], package="mount")
+
+
+def for_helper(mount: Mount) -> Mount:
+    r"""Return a mount in the form of those who leave it to libfuse's ``mount.fuse``, as containerd does.
+
+    That program takes "fuse.NAME" for a server NAME, and the types of layerfs are no servers but programs
+    ``mount.fuse.NAME``: so it is told to start this one by its path, beside the running Python first. A comma
+    inside an option is escaped by ``\``, for the options are joined by commas on their way.
+    """
+    program = _program(f"mount.{mount.type}") if is_served(mount) else None
+    if program is None:
+        return mount
+    helper = _helper()
+    return replace(mount, type=helper + program, options=tuple(option.replace(",", "\\,") for option in mount.options))
+
+
+@cache
+def _helper() -> str:
+    return "fuse3." if shutil.which("mount.fuse3") else _PREFIX
+
+
+@cache
+def _program(name: str) -> str | None:
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
 
 
 @cache  # looking through what is installed takes as long as the mount

@@ -35,6 +35,7 @@ from layerfs.kernel.shared import release_shared, users
 __all__ = [
     "Way",
     "escape_path",
+    "make_read_only",
     "mount",
     "mounted",
     "overlay_options",
@@ -160,13 +161,32 @@ def _bind_legacy(one: Mount, parsed: Parsed, target: Path, *, recursive: bool) -
     if not parsed.flags:
         return
     # A user namespace may not drop what the source's mount already forbids, so that is asked for again.
-    present = os.statvfs(target).f_flag
-    kept = sum(flag for bit, flag in _KEPT.items() if present & bit)
     try:
-        syscalls.mount(None, where, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | kept | parsed.flags)
+        syscalls.mount(None, where, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _kept(target) | parsed.flags)
     except OSError:
         syscalls.umount(where, syscalls.MNT_DETACH)
         raise
+
+
+def _kept(target: Path) -> int:
+    """Return the flags that a mount has, as mount(2) takes them."""
+    present = os.statvfs(target).f_flag
+    return sum(flag for bit, flag in _KEPT.items() if present & bit)
+
+
+def make_read_only(target: Path) -> None:
+    """Make the file system at ``target`` read-only wherever it is mounted, once it has written everything.
+
+    Raise `Busy` where files are open for writing.
+    """
+    where = os.path.realpath(target)
+    flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _kept(target)
+    try:
+        syscalls.mount(None, os.fsencode(where), None, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Busy(f"files at {target} are open for writing", hint=busy_hint(Path(where))) from error
+        raise os_error(f"make {target} read-only", error) from error
 
 
 # -- file systems on a device and the like -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from stat import S_IFCHR, S_IMODE, S_ISCHR
 
@@ -77,6 +78,15 @@ def test_deep_clones_share_their_layers(depth: int, mounts: int) -> None:
         assert f"lowerdir=/s/{depth}/merged" in found[1].options
         other = driver.mounts(active(depth + 2, *range(depth, 0, -1)))
         assert other[0] == found[0]
+
+
+@pytest.mark.parametrize("kind", [active, view])
+def test_who_cannot_share_gets_one_mount_of_all_layers(kind: Callable[..., Snapshot]) -> None:
+    driver = Overlay2Driver(LayerDirectories(Path("/s"), Whiteouts.OVERLAY))
+    snapshot = kind(SHARE_ABOVE + 2, *range(SHARE_ABOVE + 1, 0, -1))
+    (mount,) = driver.unshared_mounts(snapshot)
+    assert mount.target == ""
+    assert mount.options[0].count(":") == SHARE_ABOVE
 
 
 def test_userxattr_where_there_is_no_root() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 import layerfs
 from layerfs import Clone, Store
-from layerfs.contract import CopyUnit, Mount, WritePolicy
-from layerfs.errors import InvalidArgument
+from layerfs.contract import CopyUnit, Mount, SnapshotId, WritePolicy
+from layerfs.errors import Busy, InvalidArgument
 from layerfs.kernel.mounting import mounted
 from layerfs.testing import DriverContract
 from layerfs.testing.driver_rules import active, view
@@ -146,3 +146,22 @@ def test_a_snapshot_a_fork_and_the_way_back(store: Store) -> None:
     for one in (clone, fork):
         with one.mounted() as root:
             assert (root / "big").read_bytes() == content
+
+
+def test_a_union_that_is_committed_while_mounted_changes_no_more(fresh_dir: Path) -> None:
+    """The suite of containerd commits what is mounted."""
+    driver = open_driver(fresh_dir / "f", {})
+    driver.create(active(1))
+    with mounted(driver.mounts(active(1))) as place:
+        (place / "file").write_text("first")
+        with (place / "file").open("a"), pytest.raises(Busy):
+            driver.commit(active(1))
+        driver.commit(active(1))
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "new").touch()
+        driver.create(active(2, 1))
+        with mounted(driver.mounts(active(2, 1))) as child:
+            assert (child / "file").read_text() == "first"
+            (child / "new").touch()
+    for number in (2, 1):
+        driver.remove(SnapshotId(number))

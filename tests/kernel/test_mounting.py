@@ -26,7 +26,7 @@ from layerfs.errors import (
 )
 from layerfs.kernel import mountinfo, overlay
 from layerfs.kernel.children import fork
-from layerfs.kernel.mounting import Way, mount, mounted, overlay_options, unmount, users
+from layerfs.kernel.mounting import Way, make_read_only, mount, mounted, overlay_options, unmount, users
 from layerfs.kernel.options import parse, parse_overlay
 from tests.kernel.stacks import Stack, make_stack, places
 
@@ -461,3 +461,15 @@ def test_a_fresh_place_is_private(stack: Stack, monkeypatch: pytest.MonkeyPatch)
         unmount(root)
         assert root.stat().st_mode & 0o777 == 0o700
     assert os.listdir(stack.target) == []
+
+
+def test_a_file_system_becomes_read_only_when_nobody_writes(fresh_dir: Path) -> None:
+    with mounted([Mount("tmpfs", "tmpfs", ("nosuid",))]) as place:
+        with (place / "open").open("w"), pytest.raises(Busy, match="open for writing"):
+            make_read_only(place)
+        with mounted([Mount("bind", str(place), ("bind",))], fresh_dir):
+            make_read_only(place)
+            for path in (place, fresh_dir):
+                with pytest.raises(OSError, match="Read-only"):
+                    (path / "new").touch()
+        assert os.statvfs(place).f_flag & os.ST_NOSUID
