@@ -84,7 +84,7 @@ class Parameters:
     """How much of a scenario: those that it does not know are None.
 
     ``depth`` counts layers, ``size`` is a file's in bytes, ``clones`` are the clones that there are, ``workers`` the
-    processes that work at a time.
+    processes that work at a time, ``files`` those that are made or changed one after the other.
     """
 
     depth: int | None = None
@@ -92,6 +92,7 @@ class Parameters:
     position: Position | None = None
     clones: int | None = None
     workers: int | None = None
+    files: int | None = None
 
     def words(self) -> tuple[str, ...]:
         """Return each parameter that is there as "name=value", in a fixed order."""
@@ -101,6 +102,7 @@ class Parameters:
             ("position", self.position),
             ("clones", self.clones),
             ("workers", self.workers),
+            ("files", self.files),
         )
         return tuple(f"{name}={value}" for name, value in pairs if value is not None)
 
@@ -249,6 +251,10 @@ class Run:
     budget: float | None = None
     interrupted: bool = False
     command: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
+    """The names of the cells that were to be measured."""
+    scenarios: tuple[str, ...] = ()
+    """The names of the scenarios that were to be run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,5 +61,8 @@ BUILTINS = (
     Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),
     Builtin("serve", _HOST, "Serve containerd's snapshots service on a unix socket, until SIGTERM."),
     Builtin("doctor", _HOST, "Tell which drivers work here, and why the others do not."),
+    Builtin("bench", _HOST, "Measure what each storage driver costs.", "layerfs_bench.commands.bench"),
+    Builtin("bench.run", _HOST, "Measure the drivers of this machine.", "layerfs_bench.commands.run"),
+    Builtin("bench.list", _HOST, "List the scenarios, cells and profiles.", "layerfs_bench.commands.list"),
     Builtin("completion", _HOST, "Print the script that completes commands and names in a shell."),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from functools import cache
@@ -196,6 +197,20 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """Write everything of the file system of ``fd`` to disk (syncfs(2))."""
     _check(_function("syncfs", ctypes.c_int)(fd))
+
+
+def resident_pages(fd: int, size: int) -> int:
+    """Return how many pages of the first ``size`` bytes of a file are in the page cache (mincore(2))."""
+    pages = -(-size // mmap.PAGESIZE)
+    found = ctypes.create_string_buffer(pages)
+    with mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)  # keeps it mapped, and is the one way to learn its address
+        call = _function("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+        try:
+            _check(call(ctypes.addressof(first), size, found))
+        finally:
+            del first
+    return sum(state & 1 for state in found.raw[:pages])
 
 
 def file_system_magic(path: bytes) -> int:

@@ -18,12 +18,22 @@ _PROPERTIES = ("mountpoint=legacy", "atime=off", "xattr=sa", "acltype=posix")
 
 def create(image: Path) -> None:
     """Make a pool on a file, and leave it imported; raise `Unsupported` where the kernel has no ZFS."""
+    record(image).write_text(create_on(image) + "\n", encoding="ascii")
+
+
+def create_on(device: Path) -> str:
+    """Make a pool on a file or block device and return its name, which nobody remembers; errors as for `create`."""
     if not Path("/dev/zfs").exists():
         raise Unsupported("this kernel has no ZFS: there is no /dev/zfs", hint="modprobe zfs")
     name = f"layerfs-{os.urandom(6).hex()}"
     options = (word for one in _PROPERTIES for word in ("-O", one))
-    process.run(["zpool", "create", "-o", "cachefile=none", *options, name, str(image)], package=_PACKAGE)
-    record(image).write_text(name + "\n", encoding="ascii")
+    process.run(["zpool", "create", "-o", "cachefile=none", *options, name, str(device)], package=_PACKAGE)
+    return name
+
+
+def destroy(name: str) -> None:
+    """Destroy a pool with all that is in it (zpool-destroy(8))."""
+    process.run(["zpool", "destroy", "-f", name], package=_PACKAGE)
 
 
 def attach(image: Path) -> str:

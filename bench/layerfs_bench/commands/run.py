@@ -1,0 +1,165 @@
+"""`layerfs bench run`: measure."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from layerfs.commands.frame.failure import INTERRUPTED, PARTLY_DONE
+from layerfs.commands.frame.session import Session
+from layerfs.commands.frame.verb import verb
+
+if TYPE_CHECKING:
+    from layerfs_bench.events import Listener
+    from layerfs_bench.results import Results
+    from layerfs_bench.setup import Wishes
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_SAVE_EVERY = 5.0
+"""Seconds between two writings of the result so far."""
+_PROFILES = ("quick", "standard", "paper", "ci")
+
+
+def _duration(text: str) -> float:
+    """Read "90", "90s", "5m" or "1.5h" as the type of an option, in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is no time: give 90s, 5m or 1.5h.")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+@verb(
+    "run",
+    examples=[
+        "layerfs bench run --profile standard --budget 30m",
+        "layerfs bench run --cell overlay2 --cell btrfs --scenario write.first",
+        "layerfs --store /var/lib/layerfs bench run",
+        "layerfs bench run --resume bench-standard.json",
+    ],
+)
+@click.option(
+    "--profile", type=click.Choice(_PROFILES), default="quick", help="How much to measure.", show_default=True
+)
+@click.option("--cell", "cells", multiple=True, metavar="NAME", help="A cell or driver to measure; may be repeated.")
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="A scenario or group; may be repeated.")
+@click.option("--budget", type=_duration, metavar="TIME", help="Begin nothing new after this time, such as 5m.")
+@click.option(
+    "--seed", type=int, default=1, metavar="NUMBER", help="Fixes the order and all choices.", show_default=True
+)
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+    help="Where file systems are made: in memory where they fit, unless a directory is given.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Where the result goes.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
+    help="Go on with an interrupted run, with its profile, cells, scenarios and seed.",
+)  # fmt: skip
+def command(  # noqa: PLR0917  click passes them by name
+    session: Session,
+    profile: str,
+    cells: tuple[str, ...],
+    scenarios: tuple[str, ...],
+    budget: float | None,
+    seed: int,
+    work: Path | None,
+    out: Path | None,
+    resume: Path | None,
+) -> int:
+    """Measure the drivers of this machine, and show what was found.
+
+    As root it makes file systems on loop devices and measures every driver on them; without, it measures what works
+    without, in a user namespace. With --store it measures that store, where it is. What cannot be measured is named
+    with the reason. Ctrl-C ends it with what was measured so far. The exit status is 9 when something failed.
+    """
+    from layerfs_bench import document, setup  # noqa: PLC0415  `layerfs bench --help` need not load them
+    from layerfs_bench.profiles import PROFILES  # noqa: PLC0415  as above
+
+    earlier = document.read(resume) if resume else None
+    if earlier:
+        profile, seed = earlier.run.profile, earlier.run.seed
+        cells, scenarios = earlier.run.cells, earlier.run.scenarios
+    wishes = setup.Wishes(
+        PROFILES[profile], cells, scenarios, seed, budget, work, _own_store(session), tuple(sys.argv[1:])
+    )
+    path = out or resume or Path(f"bench-{profile}-{datetime.now().astimezone():%Y%m%d-%H%M%S}.json")
+    results = _run(session, wishes, earlier, path)
+    _show(session, results, path)
+    if results.run.interrupted:
+        return INTERRUPTED
+    return PARTLY_DONE if any(one.reason and one.outcome != "skipped" for one in results.measurements) else 0
+
+
+def _own_store(session: Session) -> Path | None:
+    """Return the store that was asked for on the command line; LAYERFS_STORE alone asks for none to be measured."""
+    context = click.get_current_context()
+    asked = (context, context.find_root())
+    given = any(one.get_parameter_source("store") is ParameterSource.COMMANDLINE for one in asked)
+    return session.location() if given else None
+
+
+def _run(session: Session, wishes: Wishes, earlier: Results | None, path: Path) -> Results:
+    from layerfs_bench import document, setup  # noqa: PLC0415  as above
+    from layerfs_bench.runner import Runner  # noqa: PLC0415  as above
+
+    setup.isolate()
+    listener = _lines(session)
+    with setup.prepared(wishes, listener) as plan:
+        runner = Runner(plan, earlier=earlier, listener=listener)
+        save = _now_and_then(lambda results: document.write(results, path))
+        try:
+            results = runner.run(save)
+        except BaseException:
+            document.write(runner.results(), path)
+            raise
+        document.write(results, path)
+        return results
+
+
+def _now_and_then(save: Callable[[Results], None]) -> Callable[[Results], None]:
+    """Return a function that saves, but not more often than every few seconds."""
+    last = 0.0
+
+    def maybe(results: Results) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SAVE_EVERY:
+            save(results)
+            last = time.monotonic()
+
+    return maybe
+
+
+def _show(session: Session, results: Results, path: Path) -> None:
+    from layerfs_bench import document  # noqa: PLC0415  as above
+
+    session.show(document.to_document(results) if session.json else {}, str(path))
+
+
+def _lines(session: Session) -> Listener:
+    """Return a listener that says in a line each what begins and what goes wrong."""
+    from layerfs_bench import events  # noqa: PLC0415  as above
+
+    def say(event: events.Event) -> None:
+        match event:
+            case events.Preparing():
+                session.say(f"making {event.what}")
+            case events.RunStarted():
+                for one in event.left_out:
+                    session.say(f"left out: {one.what}: {one.reason}")
+            case events.VisitEnded():
+                words = " ".join(event.parameters.words())
+                session.say(f"{event.number}/{event.total} {event.scenario} {words} {event.cell.name}: {event.outcome}")
+            case events.Note():
+                session.say(event.text)
+            case _:
+                pass
+
+    return say

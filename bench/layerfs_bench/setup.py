@@ -1,0 +1,188 @@
+"""Before and after a run: a directory to work in, mounts that nobody else sees, cells, and a plan of what to do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerfs.errors import InvalidArgument, LayerfsError, NoSpace, Unsupported, os_error
+from layerfs.kernel import syscalls, userns
+from layerfs_bench import beds, counters, lanes, places, scenarios
+from layerfs_bench.child import End, run
+from layerfs_bench.events import Listener, Preparing
+from layerfs_bench.lanes import Lane
+from layerfs_bench.profiles import Profile
+from layerfs_bench.results import LeftOut
+from layerfs_bench.runner import Plan
+
+_PREFIX = "layerfs-bench-"
+_LOCK = "lock"
+_MEMORY, _DISK = Path("/dev/shm"), Path("/var/tmp")  # noqa: S108  a directory of our own is made there
+_ROOM = 512 << 20
+"""Bytes that should stay free beside what a run may take."""
+_NEEDS_ROOT = "loop devices need root"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What somebody asks of a run; empty tuples and None leave it to the profile.
+
+    ``work`` is the directory below which file systems are made, ``store`` the user's own store to be measured instead.
+    """
+
+    profile: Profile
+    cells: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    seed: int = 1
+    budget: float | None = None
+    work: Path | None = None
+    store: Path | None = None
+    command: tuple[str, ...] = ()
+
+
+@contextmanager
+def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
+    """Make everything that a run needs, and take it away when the block ends.
+
+    Raise `InvalidArgument` for cells and scenarios that do not exist, `NoSpace` where nothing fits, `Unsupported` where
+    no cell works.
+    """
+    profile = wishes.profile
+    chosen = scenarios.matching(wishes.scenarios or profile.scenarios)
+    if unknown := lanes.unknown(wishes.cells):
+        names = ", ".join(one.name for one in lanes.CELLS)
+        raise InvalidArgument(f"there is no cell {unknown[0]!r}", hint=f"one of {names}, or a driver")
+    with ExitStack() as undo:
+        memory = undo.enter_context(counters.memory_meter())
+        rooted = os.geteuid() == 0 and userns.is_initial()
+        needed = profile.place * len({one.place for one in lanes.selected(wishes.cells or profile.cells)})
+        work = undo.enter_context(working_directory(wishes.work or _chosen(needed if rooted else None)))
+        if wishes.store is not None:
+            there, left_out = undo.enter_context(_own_store(wishes.store, work)), list[LeftOut]()
+        elif rooted:
+            wanted = lanes.selected(wishes.cells or profile.cells)
+            there, left_out = lanes.on_loops(wanted, work, profile.place, undo, lambda what: listener(Preparing(what)))
+        else:
+            there, left_out = lanes.on_directory(work, wishes.cells or profile.cells, _NEEDS_ROOT)
+        if not any(not lane.cell.is_baseline for lane in there):
+            reasons = "; ".join(f"{one.what}: {one.reason}" for one in left_out)
+            raise Unsupported(f"no driver can be measured here: {reasons}", hint="`layerfs doctor` says what to do")
+        budget = wishes.budget or profile.budget
+        yield Plan(profile, tuple(there), chosen, work, wishes.seed, budget, tuple(left_out), wishes.command, memory)
+
+
+def isolate() -> None:
+    """Let mounts from now on be seen by this process and its children only, and end with them (unshare(2)).
+
+    So nothing stays mounted whatever befalls the run. An ordinary user becomes root of a user namespace for that;
+    raise `Unsupported` where the host forbids it.
+    """
+    if os.geteuid() != 0:
+        userns.enter()
+        return
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    except OSError as error:
+        raise os_error("make a mount namespace", error) from error
+
+
+@contextmanager
+def working_directory(parent: Path) -> Iterator[Path]:
+    """Make a directory of our own below ``parent``, and delete it at the end with all that is mounted in it.
+
+    Those of runs that were killed are deleted first.
+    """
+    _sweep(parent)
+    try:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise os_error(f"make a working directory in {parent}", error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+    finally:
+        places.discard(path)
+        os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    """Delete the working directories whose processes are gone: nobody holds their locks."""
+    for path in parent.glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # somebody else's, or one that is just being made
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            places.discard(path)
+        except (BlockingIOError, LayerfsError):
+            continue
+        finally:
+            os.close(lock)
+
+
+def _chosen(needed: int | None) -> Path:
+    """Return where to work: in memory where ``needed`` bytes fit, so that no disk's noise is measured, else on disk.
+
+    None is for somebody who makes no file systems, and so measures the one that is there.
+    """
+    if needed is None:
+        return Path(os.environ.get("TMPDIR", _DISK))
+    if _MEMORY.is_dir() and min(counters.free_bytes(_MEMORY), counters.available_memory()) > needed + _ROOM:
+        return _MEMORY
+    disk = Path(os.environ.get("TMPDIR", _DISK))
+    if counters.free_bytes(disk) < needed + _ROOM:
+        raise NoSpace(
+            f"the file systems of this run may take {needed >> 30} GiB, and {disk} has less",
+            hint="name another directory (--work), fewer cells (--cell), or a smaller profile",
+        )
+    return disk
+
+
+@contextmanager
+def _own_store(path: Path, work: Path) -> Iterator[list[Lane]]:
+    """Give the lanes of a store of the user's; all that was put there is removed at the end."""
+    import layerfs  # noqa: PLC0415  beside its only use
+
+    with layerfs.open(path, create=False) as store:
+        driver = store.driver.name
+    plain = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path))
+    there = lanes.of_store(path, driver, (), plain)
+    try:
+        yield there
+    finally:
+        places.discard(plain)
+        _clear(there[-1], work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cleared:
+    """What the child that clears a store returns: nothing."""
+
+
+def _clear(lane: Lane, work: Path) -> None:
+    def clear() -> _Cleared:
+        with lane.opened(work) as bed:
+            bed.tidy()
+            if isinstance(bed, beds.StoreBed):
+                bed.remove_images()
+        return _Cleared()
+
+    ended = run(clear, _Cleared, limit=600)
+    if ended.end is not End.DONE:
+        raise LayerfsError(
+            f"what the benchmark put into {lane.path} could not be removed: {ended.reason}",
+            hint=f"`layerfs --store {lane.path} ls` and `image ls` show it: names that start with {beds.PREFIX}",
+        )
+
+
+def cells_of(profile: Profile, words: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the cells that a profile wants, or those that words select."""
+    return tuple(one.name for one in lanes.selected(words or profile.cells))

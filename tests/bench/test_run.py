@@ -1,0 +1,275 @@
+"""Whole runs on file systems of their own: bytes at the device follow theory, and no end of a run leaves anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import layerfs
+from layerfs_bench import beds, document, events, profiles, runner, scenarios, setup
+from layerfs_bench.results import CacheState, Measurement, Outcome, Parameters, Results
+from layerfs_bench.scenarios import images
+from layerfs_bench.scenarios.base import Metric, Scale, Scenario
+from layerfs_bench.setup import Wishes
+from layerfs_bench.visit import Visit
+from tests.support import leftovers
+
+SCALE = Scale(depths=(1, 4), sizes=(4096, 65536), clones=(2,), workers=(2,), shared=(2,), files=8)
+TINY = replace(profiles.QUICK, scale=SCALE, passes=1, slice=0.0, place=1 << 30, budget=None, limit=60.0)
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Hold every test to it: what was mounted and attached before is what is there after."""
+
+    def there() -> tuple[list[str], list[str]]:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        loops = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+        ours = [line for line in mounts if "layerfs-bench" in line]
+        backing = [path for path in loops if "layerfs-bench" in Path(path).read_text()]
+        return ours, backing
+
+    before = there()
+    yield
+    deadline = time.monotonic() + 5  # autoclear happens when the last user has gone
+    while there() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert there() == before
+
+
+def _run(wishes: Wishes, tmp: Path, heard: list[events.Event] | None = None) -> Results:
+    """Run it in this process's namespace, as pytest does, with events as they come."""
+    listener = heard.append if heard is not None else events.ignore
+    with setup.prepared(replace(wishes, work=tmp), listener) as plan:
+        return runner.Runner(plan, listener=listener).run()
+
+
+def _one(results: Results, cell: str, text: str) -> Measurement:
+    (found,) = [one for one in results.measurements if one.cell.name == cell and str(one.key) == text]
+    return found
+
+
+def _written(results: Results, cell: str) -> float:
+    one = _one(results, cell, f"write.first:first[size={64 * MIB}]")
+    quantity = one.quantity("device_written")
+    assert quantity is not None, one
+    return median(quantity.values)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.driver("overlay2")
+@pytest.mark.driver("btrfs")
+@pytest.mark.driver("fuse")
+def test_the_bytes_of_a_first_write_follow_theory(fresh_dir: Path) -> None:
+    profile = replace(TINY, scale=replace(SCALE, sizes=(64 * MIB,)), place=2 << 30)
+    cells = ("overlay2-ext4", "overlay2-xfs", "btrfs", "fuse-redirect-ext4")
+    results = _run(Wishes(profile, cells, ("write.first",)), fresh_dir)
+    assert not [one.reason for one in results.measurements if one.reason], results.left_out
+    assert _written(results, "overlay2-ext4") >= 64 * MIB
+    for cell in ("btrfs", "overlay2-xfs", "fuse-redirect-ext4"):
+        assert _written(results, cell) < MIB, cell
+    states = {one.state.reached for one in results.measurements if one.key.metric == "first" and one.state}
+    assert states == {CacheState.COLD}
+    reflink = {one.cell.name: one.cell.reflink for one in results.measurements}
+    assert reflink["overlay2-xfs"]
+    assert not reflink["overlay2-ext4"]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.driver("overlay2")
+@pytest.mark.driver("fuse")
+@pytest.mark.parametrize("group", ["lookup", "write", "lifecycle", "read", "build", "mixed"])
+def test_every_scenario_runs_in_every_kind_of_cell(group: str, fresh_dir: Path) -> None:
+    heard: list[events.Event] = []
+    cells = ("overlay2-ext4", "fuse-redirect-ext4", "copy-ext4")
+    results = _run(Wishes(TINY, cells, (group,)), fresh_dir, heard)
+    assert {one.reason for one in results.measurements if one.outcome is not Outcome.SKIPPED} == {""}
+    skipped = {(one.key.scenario, one.reason) for one in results.measurements if one.outcome is Outcome.SKIPPED}
+    assert all("not installed" in reason for _, reason in skipped), skipped
+    expected = {(one.name, metric.name) for one in scenarios.matching((group,)) for metric in one.metrics}
+    for cell in ("plain-ext4", *cells):
+        measured = {(one.key.scenario, one.key.metric) for one in results.measurements if one.cell.name == cell}
+        assert measured == expected, cell
+    assert all(one.samples and min(one.samples) > 0 for one in results.measurements if one.outcome is Outcome.OK)
+    ended = [one for one in heard if isinstance(one, events.VisitEnded)]
+    assert [one.number for one in ended] == list(range(1, len(ended) + 1))
+    assert isinstance(heard[-1], events.RunEnded)
+
+
+class Failing(Scenario):
+    """Fail in every way, by the cell that it is in."""
+
+    name = "test.failing"
+    metrics = (Metric("work", "nothing", "to fail"),)
+
+    def cases(self, scale: Scale) -> Iterator[Parameters]:
+        yield Parameters(workers=scale.workers[0])
+
+    def visit(self, visit: Visit) -> None:
+        spec = images.small_files(2)
+        visit.bed.load(spec)
+        with visit.root(spec) as root:
+            visit.time("work", os.listdir, root)
+            match visit.bed.cell.driver:
+                case "overlay2":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "fuse":
+                    time.sleep(60)
+                case "copy":
+                    raise ZeroDivisionError("on purpose")
+                case _:
+                    pass
+
+
+@pytest.mark.root
+@pytest.mark.driver("overlay2")
+@pytest.mark.driver("fuse")
+def test_a_cell_that_crashes_or_hangs_is_marked_and_the_rest_goes_on(fresh_dir: Path) -> None:
+    heard: list[events.Event] = []
+    profile = replace(TINY, passes=2, limit=3.0)
+    wishes = Wishes(profile, ("overlay2-ext4", "fuse-copy-ext4", "copy-ext4"), ("lookup.stat",), work=fresh_dir)
+    with setup.prepared(wishes, heard.append) as plan:
+        chosen = (Failing(), *scenarios.matching(("lookup.walk",)))
+        results = runner.Runner(replace(plan, scenarios=chosen), listener=heard.append).run()
+        for lane in plan.lanes:
+            with lane.opened(fresh_dir) as bed:
+                assert not isinstance(bed, beds.StoreBed) or bed.store.clones() == ()
+    ends = {one.cell.name: one for one in results.measurements if one.key.scenario == "test.failing"}
+    assert ends["plain-ext4"].outcome is Outcome.OK
+    assert (ends["overlay2-ext4"].outcome, ends["overlay2-ext4"].reason) == (
+        Outcome.FAILED,
+        "its process ended with signal SIGKILL",
+    )
+    assert (ends["fuse-copy-ext4"].outcome, ends["fuse-copy-ext4"].reason) == (
+        Outcome.TIMED_OUT,
+        "it did not end within 3 s",
+    )
+    assert ends["copy-ext4"].reason.startswith("ZeroDivisionError: on purpose (test_run.py:")
+    walks = [one for one in results.measurements if one.key.scenario == "lookup.walk"]
+    assert len(walks) == 4 * 2 * 2  # cells, depths, metrics
+    assert {one.outcome for one in walks} == {Outcome.OK}
+    assert {max(one.visits) for one in walks} == {1}
+    notes = [one.text for one in heard if isinstance(one, events.Note)]
+    assert len(notes) == 3, "a cell that failed once is not visited again for the same case"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "layerfs.command", "bench", "run", *map(str, words)]
+
+
+def _arguments(directory: Path) -> list[str | Path]:
+    return [
+        "--work",
+        directory,
+        "--out",
+        directory / "result.json",
+        "--cell",
+        "overlay2-ext4",
+        "--scenario",
+        "lookup.walk",
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.driver("overlay2")
+def test_ctrl_c_leaves_a_valid_result_that_can_be_gone_on_with(fresh_dir: Path) -> None:
+    words = _arguments(fresh_dir)
+    child = subprocess.Popen(_command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (fresh_dir / "result.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert "Traceback" not in said
+    first = document.read(fresh_dir / "result.json")
+    assert first.run.interrupted
+    assert 0 < first.run.visits < first.run.planned == 2 * 3 * 3
+    assert first.measurements
+    assert [path.name for path in fresh_dir.iterdir()] == ["result.json"]
+
+    done = subprocess.run(
+        _command("--resume", fresh_dir / "result.json", "--work", fresh_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    whole = document.read(fresh_dir / "result.json")
+    assert (whole.run.visits, whole.run.planned, whole.run.interrupted) == (18, 18, False)
+    assert whole.run.started == first.run.started
+    assert {len(set(one.visits)) for one in whole.measurements} == {3}
+
+
+@pytest.mark.root
+@pytest.mark.driver("overlay2")
+def test_a_killed_run_leaves_nothing_mounted_and_the_next_one_clears_its_directory(fresh_dir: Path) -> None:
+    child = subprocess.Popen(_command(*_arguments(fresh_dir)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (fresh_dir / "result.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 10
+    while leftovers.find([fresh_dir]).loops and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = leftovers.find([fresh_dir])
+    assert not left.mounts
+    assert not left.loops
+    assert [path.name for path in fresh_dir.iterdir() if path.is_dir()] != []
+    with setup.working_directory(fresh_dir) as path:
+        assert [one for one in fresh_dir.iterdir() if one.is_dir()] == [path]
+
+
+@pytest.mark.root
+@pytest.mark.driver("overlay2")
+def test_a_store_of_the_users_is_measured_where_it_is_and_left_as_it_was(fresh_dir: Path) -> None:
+    store = fresh_dir / "store"
+    layerfs.open(store, driver="overlay2").close()
+    words = [
+        "--store",
+        store,
+        "bench",
+        "run",
+        "--budget",
+        "20s",
+        "--scenario",
+        "lookup.walk",
+        "--out",
+        fresh_dir / "r.json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "layerfs.command", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    results = document.read(fresh_dir / "r.json")
+    assert {one.cell.driver for one in results.measurements} == {"plain", "overlay2"}
+    with layerfs.open(store) as opened:
+        assert opened.images() == ()
+        assert opened.clones() == ()
+        assert opened.plan_prune().items == ()
+    assert not list(store.glob("layerfs-bench*"))
+
+
+@pytest.mark.root
+def test_json_is_the_result(fresh_dir: Path) -> None:
+    words = ("--work", fresh_dir, "--out", fresh_dir / "r.json", "--cell", "copy-ext4", "--scenario", "write.create")
+    done = subprocess.run([*_command(*words), "--json"], capture_output=True, text=True, check=True)
+    assert document.from_document(json.loads(done.stdout)) == document.read(fresh_dir / "r.json")
