@@ -15,7 +15,7 @@ class _RunsByDefault(ExampleGroup):
 
     examples = (
         "layerfs bench",
-        "layerfs bench --profile standard --budget 30m",
+        "layerfs bench run --profile standard --budget 30m",
         "layerfs bench report bench.json",
     )
 
@@ -28,7 +28,8 @@ class _RunsByDefault(ExampleGroup):
 
 @click.group("bench", cls=_RunsByDefault, prefix="bench.")
 def command() -> None:
-    """Measure what each storage driver costs on this machine: lookups, first writes, clones, builds.
+    """Measure what each storage driver costs.
 
-    Without a verb it runs the profile "quick", which takes a minute, and shows what it found.
+    That is on this machine, for lookups, first writes, clones, reads, builds and whole programs. Without a verb
+    it runs the profile "quick", which takes a minute, and shows what it found.
     """

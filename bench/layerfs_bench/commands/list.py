@@ -15,9 +15,9 @@ _CHOICES = ("scenarios", "cells", "profiles")
 @verb("list", examples=["layerfs bench list", "layerfs bench list cells", "layerfs --json bench list | jq .scenarios"])
 @click.argument("what", type=click.Choice(_CHOICES), default="scenarios")
 def command(session: Session, what: str) -> None:
-    """List the scenarios with what each times, the cells, or the profiles.
+    """List the scenarios, cells and profiles.
 
-    With --json everything is listed, and for each metric what theory expects of it.
+    Of a scenario it shows what it times. With --json everything is listed, and for each metric what theory expects.
     """
     if session.json:
         session.show({"scenarios": _scenarios(), "cells": _cells(), "profiles": _profiles()}, "")

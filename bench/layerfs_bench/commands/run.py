@@ -74,7 +74,7 @@ def command(  # noqa: PLR0917  click passes them by name
     out: Path | None,
     resume: Path | None,
 ) -> int:
-    """Measure the drivers of this machine, and show what was found.
+    """Measure the drivers of this machine.
 
     As root it makes file systems on loop devices and measures every driver on them; without, it measures what works
     without, in a user namespace. With --store it measures that store, where it is. What cannot be measured is named
