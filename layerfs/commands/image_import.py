@@ -17,7 +17,7 @@ from layerfs.image.platform import Platform
 from layerfs.layer.limits import Limits
 
 _LIMITS = tuple(field.name for field in fields(Limits))
-_SIZES = frozenset({"stream_bytes", "file_bytes", "header_bytes", "path_bytes", "ratio_free"})
+_SIZES = frozenset({"stream_bytes", "file_bytes", "header_bytes", "global_bytes", "path_bytes", "ratio_free"})
 """The limits that are sizes, and take units."""
 
 

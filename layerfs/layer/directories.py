@@ -28,6 +28,8 @@ from layerfs.layer.tar import shown
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
 """Symbolic links followed in one path, as path_resolution(7) has it."""
+_MOST_STEPS = 4096
+"""Components walked in one path, those of links among them: 40 links could have twenty times as many."""
 
 _ALL_BITS = 0o777
 
@@ -116,8 +118,11 @@ class Directories:
         todo = parts[::-1]
         here = self.root
         missing: list[bytes] = []
-        links = 0
+        links = steps = 0
         while todo:
+            steps += 1
+            if steps > _MOST_STEPS:
+                raise Corrupt(f"too many directories on the way to {shown(b'/'.join(parts))}, through symbolic links")
             name = todo.pop()
             if not name or name == b".":
                 continue

@@ -34,6 +34,8 @@ class Limits:
     """Entries, extension headers included."""
     header_bytes: int = _MIB
     """One extension header (PAX records, GNU long name) or sparse map."""
+    global_bytes: int = 4096
+    """Records of global PAX headers, which every entry after them is given: they cost time for each."""
     path_bytes: int = 4096
     """One path or link target (``PATH_MAX``)."""
     depth: int = 1000

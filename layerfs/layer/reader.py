@@ -59,6 +59,7 @@ class TarReader:
         while (block := self._header_block()) is not None:
             header = tar.parse_header(block)
             if header.type not in tar.EXTENSIONS:
+                tar.check_names(local, long_name, long_link)
                 header.name = long_name or header.name
                 header.link = long_link or header.link
                 return self._finish(header, block, local)
@@ -76,12 +77,16 @@ class TarReader:
         return None
 
     def _add_global(self, records: PaxRecords) -> None:
-        """Remember global records; the later ones of a key replace the earlier."""
+        """Remember the global records that mean something, as each entry has to be given them.
+
+        The later ones of a key replace the earlier.
+        """
         tar.check_global(records)
         merged = dict(self._global)
-        merged.update(records)
+        merged.update(tar.meaningful(records))
         self._global = list(merged.items())
-        check(self._limits, "header_bytes", sum(len(key) + len(value) for key, value in merged.items()), "a PAX header")
+        length = sum(len(key) + len(value) for key, value in merged.items())
+        check(self._limits, "global_bytes", length, "what PAX headers say of all entries")
 
     def _finish(self, header: Header, block: memoryview, local: PaxRecords) -> Header:
         """Merge the extensions into an entry, check it, and set the reader on its payload."""
@@ -89,6 +94,7 @@ class TarReader:
             tar.merge_pax(header, self._global + local)
         # Unix V7 has no type for directories. Only now: the name that an extension replaces is cut anywhere.
         if header.type == tar.REGULAR and header.name.endswith(b"/") and header.extents is None:
+            tar.check_v7_directory(header, block)
             header.type = tar.DIRECTORY
         if header.type == tar.GNU_SPARSE:
             self._read_gnu_sparse(header, block)

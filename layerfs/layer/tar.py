@@ -47,6 +47,7 @@ WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DI
 # name mode uid gid size mtime checksum type link magic+version (uname gname) devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 CHECKSUM = slice(148, 156)
+_TYPE_FLAG = 156
 _ADLER_BASE = 65521
 NANO = 10**9
 _TIME_END = NANO << 62
@@ -206,6 +207,11 @@ PaxRecords = list[tuple[bytes, bytes]]
 _DECIMAL = re.compile(rb"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 _INTEGER = re.compile(rb"[0-9]{1,30}")
 _ONLY_LOCAL = (b"path", b"linkpath", b"size")
+_GLOBAL = frozenset({b"uid", b"gid", b"mtime", b"atime"})
+_STAR_XATTR, _LIBARCHIVE_XATTR = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
+_XATTR_KEYS = (_STAR_XATTR, _LIBARCHIVE_XATTR)
+_MOST_OF_XATTRS = 1 << 16
+"""Bytes of an attribute's value, and of the names of all of a file's (xattr(7), "Limits")."""
 
 
 def parse_pax(data: bytes) -> PaxRecords:
@@ -231,6 +237,30 @@ def check_global(records: PaxRecords) -> None:
     for key, _ in records:
         if key in _ONLY_LOCAL or key.startswith(b"GNU.sparse."):
             raise Corrupt(f"a global PAX header sets {shown(key)}, which can only be right for one file")
+
+
+def meaningful(records: PaxRecords) -> PaxRecords:
+    """Return the records that `merge_pax` understands, of those that may be global."""
+    return [(key, value) for key, value in records if key in _GLOBAL or key.startswith(_XATTR_KEYS)]
+
+
+def check_names(local: PaxRecords, long_name: bytes | None, long_link: bytes | None) -> None:
+    """Refuse an entry that GNU's and POSIX's extensions name differently: GNU tar takes the one, Go the other."""
+    if long_name is None and long_link is None:
+        return
+    last = dict(local)
+    for key, text in ((b"path", long_name), (b"linkpath", long_link)):
+        if text is not None and last.get(key, text) not in (b"", text):
+            raise Corrupt(f"a tar entry has two long names or targets, {shown(text)} and {shown(last[key])}")
+
+
+def check_v7_directory(header: Header, block: memoryview) -> None:
+    """Refuse a directory, told by a slash behind its name, in a header of a type that Unix V7 does not have.
+
+    GNU tar makes a directory of it, Go's reader a file.
+    """
+    if block[_TYPE_FLAG]:
+        raise Corrupt(f"the tar entry {shown(header.name)} is a regular file with the name of a directory")
 
 
 def merge_pax(header: Header, records: PaxRecords) -> None:
@@ -279,16 +309,20 @@ def _xattrs(records: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Collect extended attributes: those of star (as they are), over those of libarchive (URL and base64 encoded)."""
     found: dict[bytes, bytes] = {}
     for key, value in records.items():
-        if key.startswith(b"LIBARCHIVE.xattr."):
+        if key.startswith(_LIBARCHIVE_XATTR):
             try:
-                found[urllib.parse.unquote_to_bytes(key[17:])] = binascii.a2b_base64(value + b"==")
+                found[urllib.parse.unquote_to_bytes(key[len(_LIBARCHIVE_XATTR) :])] = binascii.a2b_base64(value + b"==")
             except binascii.Error as error:
                 raise Corrupt(f"the PAX record {shown(key)} is no base64") from error
     for key, value in records.items():
-        if key.startswith(b"SCHILY.xattr."):
-            found[key[13:]] = value
+        if key.startswith(_STAR_XATTR):
+            found[key[len(_STAR_XATTR) :]] = value
     if any(not name or b"\0" in name for name in found):
         raise Corrupt("an extended attribute has an empty name or a NUL in it")
+    if sum(len(name) + 1 for name in found) > _MOST_OF_XATTRS or any(
+        len(value) > _MOST_OF_XATTRS for value in found.values()
+    ):
+        raise Corrupt("a tar entry has longer extended attributes than a file can have")
     return found
 
 

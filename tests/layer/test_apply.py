@@ -204,7 +204,12 @@ def test_a_long_name_that_its_header_cuts_at_a_slash_is_no_directory(kind: str, 
     long = b"d" * 99 + b"/name"
     named = pax({b"path": long}) if kind == "pax" else extension(b"L", long + b"\0")
     unpack(
-        fresh_dir, directory(b"d" * 99 + b"/"), named, file(long[:100], b"content"), file(b"old/"), file(b"next", b"x")
+        fresh_dir,
+        directory(b"d" * 99 + b"/"),
+        named,
+        file(long[:100], b"content"),
+        header(b"old/", b"\0"),
+        file(b"next", b"x"),
     )
     assert (fresh_dir / long.decode()).read_bytes() == b"content"
     assert (fresh_dir / "old").is_dir()

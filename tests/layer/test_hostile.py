@@ -124,6 +124,19 @@ REFUSED = {
     "PAX header without entry": (pax({b"path": b"a"}),),
     "long name without entry": (extension(b"L", b"name\0"),),
     "global path": (pax({b"path": b"a"}, b"g"), file(b"f")),
+    "two long names": (extension(b"L", b"gnu\0"), pax({b"path": b"posix"}), file(b"f")),
+    "two long targets": (pax({b"linkpath": b"posix"}), extension(b"K", b"gnu\0"), symlink(b"l", b"t")),
+    "file with the name of a directory": (file(b"d/"),),
+    "attributes with too long names": (
+        pax({b"SCHILY.xattr.user." + b"%0200d" % n: b"v" for n in range(400)}),
+        file(b"f"),
+    ),
+    "attribute with too long a value": (pax({b"SCHILY.xattr.user.k": b"v" * 65537}), file(b"f")),
+    "links that lead round and round": (
+        *(pax({b"linkpath": b"./" * 2000 + b"l%d" % (n + 1)}) + symlink(b"l%d" % n, b"t") for n in range(30)),
+        directory(b"l30"),
+        file(b"l0/f"),
+    ),
     "lone zero block": (bytes(512), file(b"f")),
     "device number": (header(b"d", b"3", major=4096, minor=0),),
     "attribute name with NUL": (pax({b"SCHILY.xattr.user.\0": b"a"}), file(b"f")),
@@ -172,11 +185,12 @@ LIMITS = {
     "entries": ({"entries": 3}, tuple(file(b"%d" % n) for n in range(4))),
     "header_bytes": ({}, (extension(b"x", b"", size=1 << 40),)),
     "header_bytes of a long name": ({}, (extension(b"L", b"", size=1 << 21),)),
-    "header_bytes of all global headers": (
-        {"header_bytes": 1000},
-        tuple(pax({b"k%d" % n: b"v" * 500}, b"g") for n in range(3)),
+    "global_bytes of all global headers": (
+        {"global_bytes": 1000},
+        tuple(pax({b"SCHILY.xattr.user.k%d" % n: b"v" * 500}, b"g") for n in range(3)),
     ),
-    "path_bytes": ({}, (pax({b"path": b"a/" * 2049}), file(b"f"))),
+    "global_bytes": ({}, (pax({b"SCHILY.xattr.user.k": b"v" * 4096}, b"g"), file(b"f"))),
+    "path_bytes": ({}, (pax({b"path": b"a/" * 2049 + b"f"}), file(b"f"))),
     "depth": ({"depth": 10}, (pax({b"path": b"a/" * 11 + b"f"}), file(b"f"))),
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from shutil import rmtree
+from shutil import rmtree, which
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,7 @@ from layerfs.tree import copy_tree
 from tests.layer import trees
 from tests.layer.any_trees import pairs, specs, without_marks
 from tests.layer.trees import Node, Spec
+from tests.support.images import write_layout
 
 pytestmark = pytest.mark.root
 
@@ -81,6 +84,32 @@ def test_a_whole_tree_comes_back_whole(fresh_dir: Path, spec: Spec) -> None:
         apply(io.BytesIO(layer), LayerRoot(top / "b", Whiteouts.REMOVE), base=True)
         assert not trees.difference(trees.describe(top / "b"), trees.describe(after))
         assert _layer(None, top / "b") == layer
+
+
+@settings(_SETTINGS, max_examples=int(os.environ.get("LAYERFS_EXAMPLES", "40")))
+@given(pair=pairs())
+def test_other_tools_read_what_we_write(fresh_dir: Path, pair: tuple[Spec, Spec]) -> None:
+    """GNU tar makes the whole tree of a whole layer; umoci makes it of a layer and the changes on top."""
+    with _fresh(fresh_dir) as top:
+        before, after = (trees.make(top / name, _for_others(spec)) for name, spec in zip("ab", pair, strict=True))
+        layers = _layer(None, before), _layer(before, after)
+        (top / "tar").mkdir()
+        options = ("--numeric-owner", "--same-owner", "--xattrs", "--xattrs-include=*")
+        subprocess.run(["tar", "-xpf", "-", *options, "-C", top / "tar"], input=layers[0], check=True)
+        assert not trees.difference(trees.describe(top / "tar"), trees.describe(before))
+        if which("umoci") is None:
+            pytest.skip("umoci is not installed")
+        write_layout(top / "oci", layers, name="x")
+        subprocess.run(["umoci", "unpack", "--image", f"{top}/oci:x", top / "bundle"], check=True, capture_output=True)
+        assert not trees.difference(trees.describe(top / "bundle/rootfs"), trees.describe(after))
+
+
+def _for_others(spec: Spec) -> Spec:
+    """Take away attributes that PAX has no words for, "=" in their names or empty, and those that umoci leaves out."""
+    return {
+        path: replace(node, xattrs=tuple(pair for pair in node.xattrs if b"=" not in pair[0] and pair[1]))
+        for path, node in without_marks(spec).items()
+    }
 
 
 @_SETTINGS
