@@ -21,7 +21,7 @@ from statistics import NormalDist, median
 CONFIDENCE = 0.95
 FEWEST = 6
 """Samples below which no interval of the median has 95 %: from least to most has ``1 - 2 ** (1 - n)`` (Le Boudec)."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 EXACT_UP_TO = 40
 """Samples of both sides together up to which `mann_whitney` counts instead of approximating."""
 

@@ -28,6 +28,7 @@ class Builtin(NamedTuple):
 
 
 _IMAGES, _CLONES, _STORE, _HOST = "Images", "Clones", "Store", "This host"
+_BENCH = "layerfs_bench.commands"
 
 BUILTINS = (
     Builtin("image", _IMAGES, "Bring images in and out, and look at them."),
@@ -61,8 +62,12 @@ BUILTINS = (
     Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),
     Builtin("serve", _HOST, "Serve containerd's snapshots service on a unix socket, until SIGTERM."),
     Builtin("doctor", _HOST, "Tell which drivers work here, and why the others do not."),
-    Builtin("bench", _HOST, "Measure what each storage driver costs.", "layerfs_bench.commands.bench"),
-    Builtin("bench.run", _HOST, "Measure the drivers of this machine.", "layerfs_bench.commands.run"),
-    Builtin("bench.list", _HOST, "List the scenarios, cells and profiles.", "layerfs_bench.commands.list"),
+    Builtin("bench", _HOST, "Measure what each storage driver costs.", f"{_BENCH}.bench"),
+    Builtin("bench.run", _HOST, "Measure the drivers of this machine.", f"{_BENCH}.run"),
+    Builtin("bench.list", _HOST, "List the scenarios, cells and profiles.", f"{_BENCH}.list"),
+    Builtin("bench.show", _HOST, "Show a result in the terminal: tables with ratios, and plots.", f"{_BENCH}.show"),
+    Builtin("bench.report", _HOST, "Make a page with plots, or a CSV table, of a result.", f"{_BENCH}.report"),
+    Builtin("bench.compare", _HOST, "Compare two results, and tell changes from noise.", f"{_BENCH}.compare"),
+    Builtin("bench.verify-shape", _HOST, "Hold a result against published findings.", f"{_BENCH}.verify_shape"),
     Builtin("completion", _HOST, "Print the script that completes commands and names in a shell."),
 )
