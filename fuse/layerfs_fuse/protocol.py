@@ -237,8 +237,8 @@ OPEN_OUT = Struct("=QIi")
 """fh, open_flags, backing_id."""
 RELEASE_IN = Struct("=QIIQ")
 """fh, flags of open(2), release_flags, lock_owner."""
-READ_IN = Struct("=QQIIQII")
-"""fh, offset, size, read_flags, lock_owner, flags of open(2), padding; READDIR and READDIRPLUS too."""
+READ_IN = Struct("=8xQI20x")
+"""offset, size; left out: fh, read_flags, lock_owner, flags of open(2), padding. READDIR and READDIRPLUS too."""
 WRITE_IN = Struct("=QQIIQII")
 """fh, offset, size, write_flags, lock_owner, flags of open(2), padding; then the data."""
 WRITE_OUT = Struct("=II")

@@ -9,12 +9,14 @@ errno, any other exception is logged and answered with EIO.
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from layerfs_fuse.protocol import HEADER, REPLY, Opcode
+from layerfs_fuse.protocol import HEADER, REPLY, WRITE_IN, Opcode
 from layerfs_fuse.session import MAX_WRITE, PAGE, Offer, Session, Wishes, negotiate
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +25,10 @@ Buffer = bytes | bytearray | memoryview
 Header = tuple[int, int, int, int, int, int, int, int, int]
 """`HEADER` unpacked: length, opcode, unique, node, uid, gid, pid, and two that do not matter."""
 Reply = int | Buffer | tuple[Buffer, Buffer] | None
-"""0 or a negative errno, the body in one piece or two, or None for no reply (yet)."""
+"""0 or a negative errno, the body in one piece or two, or None for no reply (yet).
+
+A positive number tells how many bytes of the body lie in `Channel.room` already.
+"""
 Handler = Callable[[Header], Reply]
 """Do one request; its body is in the buffer of the channel until the handler returns."""
 
@@ -43,14 +48,15 @@ def _unknown(_header: Header) -> Reply:
 class Channel:
     """One device with its buffer: how requests come in and replies and notifications go out.
 
-    ``device`` is its descriptor, ``body`` the buffer that holds the request of the moment, header included; a handler
-    must not keep it.
+    ``device`` is its descriptor, ``body`` the buffer that holds the request of the moment, header included, and
+    ``room`` one of `MAX_WRITE` bytes for the body of its reply; a handler must keep neither.
     """
 
     def __init__(self, device: int) -> None:
         self.device = device
-        self._buffer = bytearray(MAX_WRITE + PAGE)
-        self.body = memoryview(self._buffer)
+        self.body = _memory(HEADER.size + WRITE_IN.size)
+        self._reply = _memory(REPLY.size)
+        self.room = self._reply[REPLY.size :]
         self._workers: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -83,7 +89,7 @@ class Channel:
         """Wait for a request; None when there will be none any more."""
         while True:
             try:
-                if not os.readv(self.device, [self._buffer]):
+                if not os.readv(self.device, [self.body]):
                     return None
             except OSError as error:
                 if error.errno in _GONE:
@@ -91,20 +97,22 @@ class Channel:
                 if error.errno not in _AGAIN:
                     raise
                 continue
-            return HEADER.unpack_from(self._buffer)
+            return HEADER.unpack_from(self.body)
 
-    def serve(self, handlers: dict[int, Handler]) -> None:  # noqa: C901  one function, for speed: see below
+    def serve(self, handlers: dict[int, Handler]) -> None:  # noqa: C901, PLR0912  one function, for speed: see below
         """Answer requests until the mount is gone.
 
         This is the hot path, so it is one function: each call that it would be divided into costs a request some
         50 ns of 2 µs.
         """
         table = [handlers.get(opcode, _unknown) for opcode in range(_OPCODES)]
-        device, buffer, buffers = self.device, self._buffer, [self._buffer]
-        readv, writev, unpack, pack, size = os.readv, os.writev, HEADER.unpack_from, REPLY.pack, REPLY.size
+        device, buffer, whole = self.device, self.body, self._reply
+        read = io.FileIO(device, closefd=False).readinto
+        write, writev, unpack, pack, put = os.write, os.writev, HEADER.unpack_from, REPLY.pack, REPLY.pack_into
+        size = REPLY.size
         while True:
             try:
-                readv(device, buffers)
+                read(buffer)
             except OSError as error:
                 if error.errno in _GONE:
                     return
@@ -123,7 +131,11 @@ class Channel:
                 continue
             try:
                 if isinstance(reply, int):
-                    writev(device, (pack(size, reply, header[2]),))
+                    if reply > 0:
+                        put(whole, 0, size + reply, 0, header[2])
+                        write(device, whole[: size + reply])
+                    else:
+                        write(device, pack(size, reply, header[2]))
                 elif isinstance(reply, tuple):
                     first, second = reply
                     writev(device, (pack(size + len(first) + len(second), 0, header[2]), first, second))
@@ -171,6 +183,15 @@ class Channel:
             _LOG.exception("%s of node %d failed", _name(header[1]), header[3])
         finally:
             self._answer(header[2], reply)
+
+
+def _memory(before: int) -> memoryview:
+    """Return memory for `MAX_WRITE` bytes from the start of a page on, and as much as is said before them.
+
+    The kernel copies data page by page: to pages that are aligned as its own are it has half as many pieces to copy.
+    """
+    pages = mmap.mmap(-1, PAGE + MAX_WRITE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memoryview(pages)[PAGE - before :]
 
 
 def _name(opcode: int) -> str:

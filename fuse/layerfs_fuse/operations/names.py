@@ -89,12 +89,12 @@ class Names:
 
     def read_directory(self, header: Header) -> Reply:
         """List names."""
-        _, offset, size, _, _, _, _ = _UNPACK_READ(self._body, _AFTER_HEADER)
+        offset, size = _UNPACK_READ(self._body, _AFTER_HEADER)
         return self._union.list(header[3], offset, size, plus=False)
 
     def read_directory_plus(self, header: Header) -> Reply:
         """List names with their entries, each of which counts as a lookup."""
-        _, offset, size, _, _, _, _ = _UNPACK_READ(self._body, _AFTER_HEADER)
+        offset, size = _UNPACK_READ(self._body, _AFTER_HEADER)
         return self._union.list(header[3], offset, size, plus=True)
 
     def sync_directory(self, header: Header) -> Reply:

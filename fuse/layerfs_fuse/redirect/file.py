@@ -130,15 +130,11 @@ class RedirectedFile:
 
     def read(self, size: int, offset: int) -> bytes:
         """Return up to ``size`` bytes at ``offset``; fewer only at the end. Raise ``OSError`` (EIO)."""
+        holder = self.holder(size, offset)
+        if holder >= 0:
+            return os.pread(holder, size, offset) if holder == self._upper else self._read_lower(size, offset)
         shown, end = self._shown, offset + size
-        if offset >= shown:
-            return os.pread(self._upper, size, offset)
         first, last = offset >> self._shift, self._end_block(min(end, shown))
-        lower = self._states[first:last].count(_LOWER)
-        if not lower:
-            return os.pread(self._upper, size, offset)
-        if lower == last - first and end <= shown:
-            return self._read_lower(size, offset)
         pieces = []
         for start, stop, upper in self._blocks.runs(first, last):
             place = max(offset, start << self._shift)
@@ -147,6 +143,16 @@ class RedirectedFile:
         if end > shown:
             pieces.append(os.pread(self._upper, end - shown, shown))
         return b"".join(pieces)
+
+    def holder(self, size: int, offset: int) -> int:
+        """Return the descriptor of the one file that has all of a range, or ends in it; -1 where there is none."""
+        end = min(offset + size, self._shown)
+        if offset >= end:
+            return self._upper
+        states = self._states[offset >> self._shift : self._end_block(end)]
+        if _LOWER not in states:
+            return self._upper
+        return self._lower if offset + size <= end and states.count(_LOWER) == len(states) else -1
 
     def _read_lower(self, size: int, offset: int) -> bytes:
         data = os.pread(self._lower, size, offset)
