@@ -20,7 +20,7 @@ from typing import Final
 from layerfs.errors import OperationFailed, Unsupported
 from layerfs_fuse.attributes import ATTRIBUTES, NODEID, U64
 from layerfs_fuse.mounting import SUBTYPE, Attachment
-from layerfs_fuse.union import Caller, Changes, Handle, Union
+from layerfs_fuse.union import NOW, Caller, Changes, Handle, Union
 
 BINDINGS: Final = ("mfusepy", "fuse")
 """The modules that offer the interface, the better one first."""
@@ -253,7 +253,7 @@ class PathOperations:
 
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
         """Change the times of access and modification, in nanoseconds; None is now."""
-        atime, mtime = times or (-1, -1)
+        atime, mtime = times or (NOW, NOW)
         return self._set(path, Changes(atime_ns=atime, mtime_ns=mtime))
 
     def _set(self, path: str, changes: Changes) -> int:

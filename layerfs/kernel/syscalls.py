@@ -62,6 +62,9 @@ MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
+NOW = 1 << 64
+"""In place of a time for `set_times`, and none that there can be."""
+
 # Namespaces for unshare(2) and setns(2).
 CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
@@ -98,6 +101,10 @@ _RENAME_WHITEOUT = 4
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _FICLONE = 0x40049409
+_UTIME_NOW = 0x3FFFFFFF
+_UTIME_OMIT = 0x3FFFFFFE
+_TIMES = struct.Struct("@llll")
+"""Two of ``struct timespec``."""
 _PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
@@ -192,6 +199,28 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Change the space that a range of a file takes, as ``mode`` says (fallocate(2))."""
     call = _function("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     _check(call(fd, mode, offset, length))
+
+
+def set_times(
+    target: int | bytes, atime: int | None, mtime: int | None, *, dir_fd: int | None = None, follow: bool = False
+) -> None:
+    """Set the times of an open file, or of what has a name, in nanoseconds since 1970 (utimensat(2)).
+
+    `NOW` is the present time as the file system takes it, None leaves a time alone, neither of which `os.utime` can.
+    """
+    times = _TIMES.pack(*_timespec(atime), *_timespec(mtime))
+    if isinstance(target, int):
+        _check(_function("futimens", ctypes.c_int, _BYTES)(target, times))
+        return
+    call = _function("utimensat", ctypes.c_int, _BYTES, _BYTES, ctypes.c_int)
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
+    _check(call(AT_FDCWD if dir_fd is None else dir_fd, target, times, flags), target)
+
+
+def _timespec(moment: int | None) -> tuple[int, int]:
+    if moment is None:
+        return 0, _UTIME_OMIT
+    return (0, _UTIME_NOW) if moment == NOW else divmod(moment, 1_000_000_000)
 
 
 def syncfs(fd: int) -> None:

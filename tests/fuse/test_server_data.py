@@ -388,6 +388,49 @@ def test_times_that_are_set_arrive(mounted: Path) -> None:
 
 
 @pytest.mark.root
+def test_what_was_changed_is_shown_as_it_is_below(mounted: Path) -> None:
+    """A change is answered without a look at the file; whoever asks afterwards gets to know all the same."""
+    told = ("st_mode", "st_uid", "st_gid", "st_size", "st_blocks", "st_nlink", "st_mtime_ns")
+
+    def same(name: str) -> bool:
+        shown, real = (mounted / name).stat(), (mounted.with_name("upper") / name).stat()
+        return all(getattr(shown, one) == getattr(real, one) for one in told)
+
+    (mounted / "lower").chmod(0o604)
+    assert same("lower")
+    assert stat.S_IMODE((mounted / "lower").stat().st_mode) == 0o604
+    for name in ("lower", "new"):
+        fd = os.open(mounted / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o400)
+        with closing_fd(fd):
+            os.write(fd, b"written" * 1000)
+            os.fchown(fd, 7, 8)
+            os.fchmod(fd, 0o751)
+            os.utime(fd, ns=(10**18 + 1, 10**18 + 2))
+            os.fchmod(fd, 0o640)
+            shown = os.fstat(fd)
+            assert (stat.S_IMODE(shown.st_mode), shown.st_uid, shown.st_gid) == (0o640, 7, 8)
+            assert (shown.st_size, shown.st_mtime_ns) == (7000, 10**18 + 2)
+        assert same(name)
+        os.chown(mounted / name, 9, -1)
+        (mounted / name).chmod(0o4711)
+        os.chown(mounted / name, 10, 11)
+        assert same(name)
+
+
+@pytest.mark.root
+def test_new_files_can_be_written_whatever_their_mode(mounted: Path) -> None:
+    fd = os.open(mounted / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0)
+    with closing_fd(fd):
+        assert os.write(fd, b"once") == 4
+    with pytest.raises(FileExistsError):
+        os.open(mounted / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0)
+    os.mknod(mounted / "node", 0o640 | stat.S_IFREG)
+    (mounted / "node").write_bytes(b"more")
+    assert [(mounted.with_name("upper") / name).read_bytes() for name in ("new", "node")] == [b"once", b"more"]
+    assert stat.S_IMODE((mounted / "new").stat().st_mode) == 0
+
+
+@pytest.mark.root
 def test_owners_are_shown_shifted_and_kept_as_on_disk(fresh_dir: Path) -> None:
     lower, upper = fresh_dir / "lower", fresh_dir / "upper"
     (lower / "directory").mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,27 @@ def test_a_walk_notices_that_its_way_back_was_moved(tmp_path: Path) -> None:
             walk.up()
         with pytest.raises(OSError, match="moved"):
             walk.up()
+
+
+@pytest.mark.parametrize("way", ["descriptor", "name", "path"])
+def test_times_are_set_one_by_one(here: int, tmp_path: Path, way: str) -> None:
+    path = tmp_path / "directory" / "file"
+    with path.open() as file:
+        target = {"descriptor": file.fileno(), "name": b"directory/file", "path": os.fsencode(path)}[way]
+        place = here if way == "name" else None
+        syscalls.set_times(target, 10**18 + 1, -1, dir_fd=place)
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (10**18 + 1, -1)
+        syscalls.set_times(target, None, 7, dir_fd=place)
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (10**18 + 1, 7)
+        syscalls.set_times(target, syscalls.NOW, None, dir_fd=place)
+    assert path.stat().st_atime_ns == pytest.approx(time.time_ns(), abs=60 * 10**9)
+    assert path.stat().st_mtime_ns == 7
+
+
+def test_times_of_a_link_or_of_what_it_leads_to(here: int, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("directory/file")
+    syscalls.set_times(b"link", 1, 2, dir_fd=here)
+    syscalls.set_times(b"link", 3, 4, dir_fd=here, follow=True)
+    assert [(tmp_path / name).lstat().st_mtime_ns for name in ("link", "directory/file")] == [2, 4]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        syscalls.set_times(b"missing", 1, 2, dir_fd=here)

@@ -34,6 +34,6 @@ def handlers(
     long enough), POLL, BMAP, STATX and locks (the kernel keeps them itself).
     """
     body = channel.body
-    parts = (Names(union, files, body), Status(union, body, session), files)
+    parts = (Names(union, files, body, session), Status(union, body, session), files)
     table = {opcode: handler for part in parts for opcode, handler in part.handlers().items()}
     return shifted(table, body, users, groups)

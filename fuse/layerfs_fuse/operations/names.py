@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from layerfs_fuse.attributes import ATTRIBUTES, ENTRY, FOREVER
 from layerfs_fuse.operations.files import Files
@@ -22,6 +23,7 @@ from layerfs_fuse.protocol import (
     Opcode,
 )
 from layerfs_fuse.server import Handler, Header, Reply
+from layerfs_fuse.session import Session
 from layerfs_fuse.union import Caller, Union
 
 _AFTER_HEADER = HEADER.size
@@ -33,10 +35,11 @@ _ABSENT = ENTRY.pack(0, 0, FOREVER, 0, 0, 0, bytes(ATTRIBUTES.size))
 class Names:
     """The handlers of one mount; ``body`` is the buffer of its channel."""
 
-    def __init__(self, union: Union, files: Files, body: memoryview) -> None:
+    def __init__(self, union: Union, files: Files, body: memoryview, session: Session) -> None:
         self._union = union
         self._files = files
         self._body = body
+        self._opens = session.passthrough
 
     def handlers(self) -> dict[int, Handler]:
         """Return what answers each opcode."""
@@ -113,9 +116,13 @@ class Names:
         return self._body[_AFTER_HEADER + start : header[0] - 1].tobytes().split(b"\0")
 
     def make_node(self, header: Header) -> Reply:
-        """Make a file, FIFO, socket or device."""
+        """Make a file, FIFO, socket or device; without OPEN (`create`) a file is open for whoever made it."""
         mode, device, umask, _ = MKNOD_IN.unpack_from(self._body, _AFTER_HEADER)
-        (name,) = self._names(header, MKNOD_IN.size)
+        name = self._body[_AFTER_HEADER + MKNOD_IN.size : header[0] - 1].tobytes()
+        if stat.S_ISREG(mode) and not self._opens:
+            entry, handle = self._union.create(header[3], name, mode, os.O_RDWR, _caller(header, umask))
+            self._files.adopt(entry, handle)
+            return entry
         return self._union.make_node(header[3], name, mode, device, _caller(header, umask))
 
     def make_directory(self, header: Header) -> Reply:
@@ -136,7 +143,12 @@ class Names:
         return self._union.link(node, header[3], name)
 
     def create(self, header: Header) -> Reply:
-        """Make a regular file and open it."""
+        """Make a regular file and open it.
+
+        Where there is no OPEN, ENOSYS sends the kernel to MKNOD, after which it has no RELEASE to ask for either.
+        """
+        if not self._opens:
+            return -errno.ENOSYS
         _, mode, umask, _ = CREATE_IN.unpack_from(self._body, _AFTER_HEADER)
         name = self._body[_AFTER_HEADER + CREATE_IN.size : header[0] - 1].tobytes()
         entry, handle = self._union.create(header[3], name, mode, os.O_RDWR, _caller(header, umask))

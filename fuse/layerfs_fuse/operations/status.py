@@ -26,6 +26,8 @@ from layerfs_fuse.union import NOW, Changes, Union
 _AFTER_HEADER = HEADER.size
 _UNPACK_SETATTR = SETATTR_IN.unpack_from
 _VALID = ATTR_OUT.pack(FOREVER, 0, 0)
+_ONCE = ATTR_OUT.pack(0, 0, 0)
+"""Before attributes of which the kernel is to ask again if somebody wants to know."""
 _SECOND = 1_000_000_000
 _NAME_MAX = 255
 
@@ -69,10 +71,11 @@ class Status:
         """Change attributes; a change time (with the writeback cache) is that of the file system below instead."""
         fields = _UNPACK_SETATTR(self._body, _AFTER_HEADER)
         valid, _, _, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = fields
-        if valid & _CTIME and not valid & ~_FLUSHED:
+        node = header[3]
+        if valid & _CTIME and not valid & ~_FLUSHED and not self._union.changeable(node):
             # The writeback cache flushes times also of what was unlinked, linked or renamed, with the old time of its
-            # data: nothing that the disk below does not know, and nothing to copy a file up for.
-            attributes = self._union.attributes(header[3])
+            # data: nothing to copy a file up for.
+            attributes = self._union.attributes(node)
             if (mtime, mtime_nsec) == (_UNPACK_U64(attributes, MTIME)[0], _UNPACK_U32(attributes, MTIME_NSEC)[0]):
                 return _VALID, attributes
         changes = Changes(  # by place, for names would take as long again
@@ -84,7 +87,8 @@ class Status:
             (NOW if valid & _MTIME_NOW else _time(mtime, mtime_nsec)) if valid & _MTIME else None,
             valid & _KILL != 0,
         )
-        return _VALID, self._union.set_attributes(header[3], changes)
+        attributes, exact = self._union.change(node, changes)
+        return _VALID if exact else _ONCE, attributes
 
     # -- extended attributes -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ to the index.
 touched; from then on names and whiteouts are in memory and changed together with the disk, disk first. The attributes
 of a node are its reply to a lookup, kept packed; what changes them behind our back (data written, times of a directory
 in which a name changed) marks them stale, and the next question costs one fstat. So what is shown is what the disk
-has, and stays the same over a remount.
+has, and stays the same over a remount. Who changes attributes need not look at all (`Files.change`): a client that
+keeps nothing of the answer asks again if it wants to know, and mostly it does not.
 
 *Forgetting.* Lookups are counted for each node, in an array for rows and in the node for others. When the kernel has
 forgotten a node, its object goes, and ``children`` says again that something not looked at lies there; memory follows
@@ -42,8 +43,9 @@ kernel mounts it on the same layers and shows the same tree.
 
 from __future__ import annotations
 
+from layerfs.kernel.syscalls import NOW
 from layerfs_fuse.union.handle import Handle
-from layerfs_fuse.union.requests import NOW, Caller, Changes, Options
+from layerfs_fuse.union.requests import Caller, Changes, Options
 from layerfs_fuse.union.union import Union
 from layerfs_fuse.union.upper import Upper
 

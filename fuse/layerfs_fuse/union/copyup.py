@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from layerfs.contract import WritePolicy
 from layerfs.layer import attributes
-from layerfs_fuse.attributes import ATTRIBUTES, ENTRY_ATTRIBUTES
+from layerfs_fuse.attributes import ATTRIBUTES, ENTRY_ATTRIBUTES, MODE, U32
 from layerfs_fuse.union.data import copy_data
-from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_of
+from layerfs_fuse.union.entries import device_of, links_of, owner_of, times_in, times_of
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.places import fail
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _WORKING = 0o600
+_MODE = ENTRY_ATTRIBUTES + MODE
 
 
 class CopyUp(Tree):
@@ -131,10 +132,11 @@ class CopyUp(Tree):
 
     # -- everything else -----------------------------------------------------------------------------------------------
 
-    def _changed(self, number: int, *, size: int | None = None) -> Node:
+    def _changed(self, number: int, *, size: int | None = None, mode: int | None = None) -> Node:
         """Return a node that lies in the upper directory, copied up if need be; raise ``OSError`` (EROFS, ENOSPC).
 
-        Of a regular file only the first ``size`` bytes are copied: it is about to be cut there.
+        Of a regular file only the first ``size`` bytes are copied: it is about to be cut there. With ``mode`` its copy
+        has these permissions from the start.
         """
         node = self._nodes.get(number)
         if node is not None and node.upper:
@@ -144,22 +146,25 @@ class CopyUp(Tree):
             return self._copy_up_directories(number)
         if node is None and number > self.index.count:
             fail(errno.ESTALE)
-        return self._copy_up(number, size)
+        return self._copy_up(number, size, mode)
 
-    def _copy_up(self, row: int, size: int | None = None) -> Node:
+    def _copy_up(self, row: int, size: int | None = None, mode: int | None = None) -> Node:
         """Copy up a lower file that is no directory, with all names under which it shows.
 
         The copy stays open for a moment, since whoever asked for it will change it next.
         """
         upper = self._writable()
-        known = self._nodes.get(row)
-        places = self._places_of(row, known)
+        node = self._nodes.get(row)
+        entry = bytearray(self.index.entry(row))
+        if mode is not None:
+            U32.pack_into(entry, _MODE, stat.S_IFMT(self.index.mode(row)) | stat.S_IMODE(mode))
+        places = self._places_of(row, node)
         for parent, _ in places:
             self._hold_times(parent)
         fresh = upper.fresh()
         fd = kept = -1
         try:
-            fd, redirected = self._make_copy(row, fresh, size)
+            fd, redirected = self._make_copy(row, fresh, entry, size)
             if places:
                 self._bring_in(fresh, places)
             else:
@@ -170,7 +175,7 @@ class CopyUp(Tree):
                 os.close(fd)
             upper.discard(fresh)
             raise
-        node = self._copied_node(row, known, places, redirected=redirected)
+        node = self._note_copy(row, node, entry, places, redirected=redirected)
         node.fd = kept
         if redirected:
             os.close(fd)
@@ -194,50 +199,48 @@ class CopyUp(Tree):
 
     def _bring_in(self, fresh: bytes, places: list[tuple[Directory, bytes]]) -> None:
         """Link a copy to all its names but the last, to which it is renamed; what fails half-way is taken back."""
-        upper = self._writable()
+        work = self._writable().work
         done: list[tuple[Directory, bytes]] = []
         try:
             for parent, name in places[:-1]:
                 with self._eased(parent):
-                    place = self._place(parent)
-                    os.link(fresh, name, src_dir_fd=upper.work, dst_dir_fd=place, follow_symlinks=False)
+                    os.link(fresh, name, src_dir_fd=work, dst_dir_fd=self._place(parent), follow_symlinks=False)
                 done.append((parent, name))
             parent, name = places[-1]
             with self._eased(parent):
-                os.rename(fresh, name, src_dir_fd=upper.work, dst_dir_fd=self._place(parent))
+                os.rename(fresh, name, src_dir_fd=work, dst_dir_fd=self._place(parent))
         except OSError:
             for parent, name in done:
                 os.unlink(name, dir_fd=self._place(parent))
             raise
 
-    def _copied_node(
-        self, row: int, known: Node | None, places: list[tuple[Directory, bytes]], *, redirected: bool
+    def _note_copy(
+        self, row: int, known: Node | None, entry: bytearray, places: list[tuple[Directory, bytes]], *, redirected: bool
     ) -> Node:
         """Return the node of a copy: the one that there was, or a new one."""
-        index = self.index
+        (mode,) = U32.unpack_from(entry, _MODE)
         node = known
         if node is None:
-            node = Node(row, index.ino(row), bytearray(index.entry(row)), self.kind(row), upper=True)
-            self._nodes[row] = node
+            node = self._nodes[row] = Node(row, self.index.ino(row), entry, stat.S_IFMT(mode), upper=True)
+        U32.pack_into(node.entry, _MODE, mode)
         node.upper = node.stale = True
-        node.bare = not index.has_xattrs(row)
+        node.bare = not self.index.has_xattrs(row)
         node.redirected = redirected
         for parent, name in places:
             node.add_name(parent, name)
             parent.children[name] = row
         return node
 
-    def _make_copy(self, row: int, fresh: bytes, size: int | None) -> tuple[int, bool]:
-        """Make the copy of a row in the working directory.
+    def _make_copy(self, row: int, fresh: bytes, entry: bytearray, size: int | None) -> tuple[int, bool]:
+        """Make the copy of a row, as ``entry`` says, in the working directory.
 
         Return a descriptor of a regular file, else -1; and whether it is redirected.
         """
-        upper = self._writable()
         index = self.index
-        entry = bytearray(index.entry(row))
         mode = index.mode(row)
         if stat.S_ISREG(mode):
-            return self._make_copy_of_file(row, fresh, size, entry)
+            return self._make_copy_of_file(row, fresh, ATTRIBUTES.unpack_from(entry, ENTRY_ATTRIBUTES), size)
+        upper = self._writable()
         if stat.S_ISLNK(mode):
             os.symlink(index.target(row), fresh, dir_fd=upper.work)
         else:
@@ -256,10 +259,9 @@ class CopyUp(Tree):
         index = self.index
         return self._redirected_files().begin(target, source, index.layer(row), index.path(row))
 
-    def _make_copy_of_file(self, row: int, fresh: bytes, size: int | None, entry: bytearray) -> tuple[int, bool]:
+    def _make_copy_of_file(self, row: int, fresh: bytes, fields: tuple[int, ...], size: int | None) -> tuple[int, bool]:
         upper = self._writable()
-        fields = ATTRIBUTES.unpack_from(entry, ENTRY_ATTRIBUTES)
-        whole, mode, uid, gid = fields[1], stat.S_IMODE(fields[9]), fields[11], fields[12]
+        ino, whole, mode, uid, gid = fields[0], fields[1], stat.S_IMODE(fields[9]), fields[11], fields[12]
         wanted = whole if size is None else min(size, whole)
         has_xattrs = self.index.has_xattrs(row)
         redirected = False
@@ -271,10 +273,10 @@ class CopyUp(Tree):
                 os.fchown(target, uid, gid)
             if has_xattrs:
                 self._copy_xattrs(row, target)
-            upper.mark_ino(target, fields[0])
+            upper.mark_ino(target, ino)
             if has_xattrs or mode & _SET_IDS or not mode & stat.S_IWUSR:
                 os.fchmod(target, mode)  # at last: without permission to write an ordinary user cannot put marks
-            os.utime(target, ns=times_of(entry))
+            os.utime(target, ns=times_in(fields))
             if wanted and not self.options.volatile and not redirected:
                 os.fsync(target)
         except OSError:
@@ -305,7 +307,7 @@ class CopyUp(Tree):
 
     def _follow(self, node: Node) -> None:
         """Lead those who read the lower file to its copy."""
-        readers = self._readers.pop(node.id, [])
+        readers = self._readers.pop(node.id, ())
         for handle in readers:
             if node.redirected:
                 handle.redirect(node, self._open_redirected(node))

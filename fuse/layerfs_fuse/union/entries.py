@@ -27,5 +27,9 @@ def device_of(entry: bytes | bytearray) -> int:
 
 def times_of(entry: bytes | bytearray) -> tuple[int, int]:
     """Return the times of the last access and of the last change of the data, in nanoseconds."""
-    fields = ATTRIBUTES.unpack_from(entry, ENTRY_ATTRIBUTES)
+    return times_in(ATTRIBUTES.unpack_from(entry, ENTRY_ATTRIBUTES))
+
+
+def times_in(fields: tuple[int, ...]) -> tuple[int, int]:
+    """Return the same of unpacked attributes."""
     return fields[_ATIME] * _SECOND + fields[_ATIME_NSEC], fields[_MTIME] * _SECOND + fields[_MTIME_NSEC]

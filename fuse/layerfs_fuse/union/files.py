@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
-from layerfs_fuse.attributes import ENTRY_ATTRIBUTES
+from layerfs.kernel import syscalls
+from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, GID, MODE, U32, UID
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.names import readable
 from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.renaming import Renaming
-from layerfs_fuse.union.requests import NOW, Changes
+from layerfs_fuse.union.requests import Changes
 
 _OWNER_ACCESS = 0o600
-_COARSE = 5
-"""CLOCK_REALTIME_COARSE of clock_gettime(2), which the time module does not name."""
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+_MODE, _UID, _GID = ENTRY_ATTRIBUTES + MODE, ENTRY_ATTRIBUTES + UID, ENTRY_ATTRIBUTES + GID
 
 
 class Files(Renaming):
@@ -43,7 +43,7 @@ class Files(Renaming):
             registry.append(handle)
             return handle
         if flags & os.O_TRUNC:
-            node.stale = True
+            node.stale = node.written = True
         if node.redirected:
             content = self._open_redirected(node)
             if flags & os.O_TRUNC:
@@ -93,30 +93,61 @@ class Files(Renaming):
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
-    def set_attributes(self, number: int, changes: Changes, handle: Handle | None = None) -> bytes | bytearray:
+    def set_attributes(self, number: int, changes: Changes) -> bytes | bytearray:
         """Change attributes and return the 88 bytes that result; raise ``OSError`` (EPERM, EROFS, ENOSPC, EFBIG)."""
-        node = self._changed(number, size=changes.size)
-        if isinstance(node, Directory):
-            self._settle(node)
-        if changes.size is not None:
-            self._cut(node, changes.size, handle)
+        attributes, exact = self.change(number, changes)
+        return attributes if exact else self.attributes(number)
+
+    def changeable(self, number: int) -> bool:
+        """Tell whether a node lies in the upper directory, so that to change it costs no copy."""
+        node = self._nodes.get(number)
+        return node is not None and node.upper
+
+    def change(self, number: int, changes: Changes) -> tuple[bytes | bytearray, bool]:
+        """Change attributes; return the 88 bytes, and whether times and blocks among them are what the disk has.
+
+        To look costs as much as to change, so it is left out where all else is known. Raise what `set_attributes`
+        raises.
+        """
+        node, mode = self._to_change(number, changes)
+        before = self.mode(node)
+        known = not (node.written or node.past or changes.size is not None or node.kind == stat.S_IFDIR)
+        if (before | (mode or 0)) & _SET_IDS:  # which chown(2) takes away, and chmod(2) does not give to everybody
+            known = False
         place, path, follow = self._grip(node)
         if changes.uid is not None or changes.gid is not None:
-            uid = -1 if changes.uid is None else changes.uid
-            gid = -1 if changes.gid is None else changes.gid
-            os.chown(path, uid, gid, dir_fd=place, follow_symlinks=follow)
-        mode = changes.mode
-        if mode is None and changes.kill_suidgid and _without_set_ids(self.mode(node)) != self.mode(node):
-            mode = _without_set_ids(self.mode(node))
+            owner = -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid
+            os.chown(path, *owner, dir_fd=place, follow_symlinks=follow)
+        if mode is None and changes.kill_suidgid and _without_set_ids(before) != before:
+            mode = _without_set_ids(before)
         if mode is not None:
             os.chmod(path, stat.S_IMODE(mode), dir_fd=place)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            self._set_times(node, changes, place, path, follow=follow)
-        node.stale = False
-        self._take(node, self._status(node))
-        return node.entry[ENTRY_ATTRIBUTES:]
+            syscalls.set_times(path, changes.atime_ns, changes.mtime_ns, dir_fd=place, follow=follow)
+        if known:
+            _note(node.entry, mode, changes)
+            node.stale = True
+        else:
+            node.stale = False
+            self._take(node, self._status(node))
+        return node.entry[ENTRY_ATTRIBUTES:], not known
 
-    def _cut(self, node: Node, size: int, handle: Handle | None) -> None:
+    def _to_change(self, number: int, changes: Changes) -> tuple[Node, int | None]:
+        """Return a node in the upper directory, cut to size, and the mode that it is still to be given."""
+        node = self._nodes.get(number)
+        mode = changes.mode
+        if node is None or not node.upper:
+            early = mode if changes.uid is None and changes.gid is None else None
+            node = self._changed(number, size=changes.size, mode=early)
+            if early is not None and node.kind == stat.S_IFREG:
+                mode = None
+        if isinstance(node, Directory):
+            self._settle(node)
+        if changes.size is not None:
+            self._cut(node, changes.size)
+        return node, mode
+
+    def _cut(self, node: Node, size: int) -> None:
         if isinstance(node, Directory):
             fail(errno.EISDIR)
         if node.redirected:
@@ -125,9 +156,6 @@ class Files(Renaming):
                 content.truncate(size)
             finally:
                 content.release()
-            return
-        if handle is not None and handle.flags & os.O_ACCMODE:
-            os.ftruncate(handle.fd, size)
             return
         if node.handle is not None and node.handle.flags & os.O_ACCMODE:
             os.ftruncate(node.handle.fd, size)
@@ -138,23 +166,16 @@ class Files(Renaming):
         finally:
             os.close(fd)
 
-    def _set_times(self, node: Node, changes: Changes, place: int | None, path: bytes | int, *, follow: bool) -> None:
-        atime, mtime = changes.atime_ns, changes.mtime_ns
-        if atime == mtime == NOW:
-            os.utime(path, None, dir_fd=place, follow_symlinks=follow)
-            return
-        if atime is None or mtime is None or NOW in (atime, mtime):
-            # utimensat(2) could leave one alone or set it to now; Python's utime cannot.
-            status = self._status(node)
-            atime = status.st_atime_ns if atime is None else atime
-            mtime = status.st_mtime_ns if mtime is None else mtime
-        now = self._now() if NOW in (atime, mtime) else 0
-        times = (now if atime == NOW else atime, now if mtime == NOW else mtime)
-        os.utime(path, ns=times, dir_fd=place, follow_symlinks=follow)
 
-    def _now(self) -> int:
-        """Return the present time as file systems take it: that of the last tick."""
-        return time.clock_gettime_ns(_COARSE)
+def _note(entry: bytearray, mode: int | None, changes: Changes) -> None:
+    """Write a mode and an owner into an entry."""
+    if mode is not None:
+        (before,) = U32.unpack_from(entry, _MODE)
+        U32.pack_into(entry, _MODE, stat.S_IFMT(before) | stat.S_IMODE(mode))
+    if changes.uid is not None:
+        U32.pack_into(entry, _UID, changes.uid)
+    if changes.gid is not None:
+        U32.pack_into(entry, _GID, changes.gid)
 
 
 def _without_set_ids(mode: int) -> int:

@@ -52,7 +52,7 @@ class Handle:
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at ``offset`` and return the number of bytes; raise ``OSError`` (ENOSPC) where nothing was written."""
         if self.record is not None:
-            self.record.stale = True
+            self.record.stale = self.record.written = True
         if self.content is not None:
             return self.content.write(data, offset)
         done = os.pwrite(self.fd, data, offset)
@@ -77,7 +77,7 @@ class Handle:
         if self.record is not None and self._past:
             self._past = False
             self.record.past -= 1
-            self.record.stale = True
+            self.record.stale = self.record.written = True
 
     def flush(self) -> None:
         """Do what close(2) of one of its descriptors asks: nothing, all data is in the kernel's hands already."""
@@ -94,7 +94,7 @@ class Handle:
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """Change the space of a range, as fallocate(2) says of ``mode``."""
         if self.record is not None:
-            self.record.stale = True
+            self.record.stale = self.record.written = True
         if self.content is not None:
             self.content.allocate(mode, offset, length)
         else:
@@ -109,7 +109,7 @@ class Handle:
     def copy_range(self, offset: int, target: Handle, target_offset: int, length: int) -> int:
         """Copy bytes to another open file inside the kernel and return how many (copy_file_range(2))."""
         if target.record is not None:
-            target.record.stale = True
+            target.record.stale = target.record.written = True
         if self.content is not None or target.content is not None:
             return self._copy(offset, target, target_offset, length)
         return os.copy_file_range(self.fd, target.fd, length, offset, target_offset)

@@ -21,11 +21,12 @@ class OpenFile(Protocol):
 class Node:
     """An inode that lies in the upper directory, or a lower one about which something changed.
 
-    ``entry`` is the packed reply to a lookup. ``row`` is where its data lies while it is not ``upper``; ``inode`` is
-    its number in the upper file system. ``directory`` and ``name`` are one of the names that are known in memory,
-    ``more`` the others. ``past`` counts who writes without telling us. ``bare`` says that it has no extended
-    attributes for certain. ``fd`` (O_PATH) keeps it when it has lost its last known name; ``handle`` is the last one
-    opened, if it still is. ``redirected`` says that parts of its data lie in a lower file (`layerfs_fuse.redirect`).
+    ``entry`` is the packed reply to a lookup; ``stale`` says that it is older than what the disk has, ``written`` that
+    its size may be, too. ``row`` is where its data lies while it is not ``upper``; ``inode`` is its number in the upper
+    file system. ``directory`` and ``name`` are one of the names that are known in memory, ``more`` the others. ``past``
+    counts who writes without telling us. ``bare`` says that it has no extended attributes for certain. ``fd`` (O_PATH)
+    keeps it when it has lost its last known name; ``handle`` is the last one opened, if it still is. ``redirected``
+    says that parts of its data lie in a lower file (`layerfs_fuse.redirect`).
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Node:
         "row",
         "stale",
         "upper",
+        "written",
     )
 
     def __init__(self, node: int, ino: int, entry: bytearray, kind: int, *, upper: bool, row: int = 0) -> None:
@@ -61,6 +63,7 @@ class Node:
         self.more: list[tuple[Directory, bytes]] | None = None
         self.lookups = 0
         self.stale = False
+        self.written = False
         self.past = 0
         self.bare = False
         self.redirected = False

@@ -12,8 +12,6 @@ from layerfs.contract import WritePolicy
 
 REDIRECT_FROM = 128 << 10
 """Bytes from which on a file is redirected unless somebody says otherwise."""
-NOW = -1
-"""In place of a time: the present one, taken by the file system that stores it."""
 
 
 @dataclass(slots=True)
