@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.errors import FailedPrecondition, InvalidArgument, NotFound
 from layerfs.events import Listener, ignore
@@ -18,7 +18,7 @@ from layerfs.image.config import ImageConfig
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.manifest import Manifest, NamedImage
 from layerfs.image.platform import Platform
-from layerfs.image.reference import familiar, normalize
+from layerfs.image.reference import Reference, familiar, normalize
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images
 from layerfs.metadata.images import ImageRow, LayerRow
@@ -29,6 +29,7 @@ from layerfs.unpacking import Layer, Unpacker
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.image.sources import Source
     from layerfs.layer.limits import Limits
+    from layerfs.registry.options import Options
 
 _SHORTEST_PREFIX = 4
 """Hexadecimal digits of a digest that are taken for one rather than for a name."""
@@ -118,6 +119,53 @@ class Images:
                 imported.append(self.add(image.manifest, image.config, names or each.names))
             return tuple(imported)
 
+    def pull(
+        self,
+        reference: Reference,
+        options: Options,
+        *,
+        names: Sequence[str] = (),
+        platform: Platform | None = None,
+        unpack: bool = True,
+        limits: Limits | None = None,
+        jobs: int | None = None,
+        listener: Listener = ignore,
+    ) -> Image:
+        """Bring an image from its registry; layers are unpacked as they come. The rest is as for `import_from`."""
+        from layerfs.fetching import Fetcher  # noqa: PLC0415  see the imports above
+        from layerfs.registry.pull import open_registry  # noqa: PLC0415  see the imports above
+
+        blobs = self._parts.blobs
+        with (
+            self._parts.working(),
+            open_registry(reference, options) as registry,
+            Fetcher(blobs, registry.open, parallel=options.parallel, listener=listener) as fetcher,
+        ):
+            found = registry.image(platform)
+            fetcher.begin(found.manifest.blobs)
+            with fetcher.open(found.manifest.config.digest):
+                config = ImageConfig.parse(blobs.read(found.manifest.config))
+            found.manifest.check_config(config)
+            if unpack:
+                image = Image(found.manifest.digest, (), found.manifest, config, 0, moment(0))
+                self.unpack(image, limits=limits, jobs=jobs, opened=fetcher.open, listener=listener)
+            fetcher.finish()
+            blobs.put_bytes(found.manifest.raw)
+            return self.add(found.manifest, config, names or found.names)
+
+    def push(self, reference: str, target: Reference, options: Options, *, listener: Listener = ignore) -> None:
+        """Send an image to a registry; blobs that other images of that registry have are taken over there."""
+        from layerfs.registry.push import push_image  # noqa: PLC0415  see the imports above
+
+        image = self.get(reference)
+        elsewhere: dict[Digest, list[str]] = {}
+        for other in self.every():
+            names = map(Reference.parse, other.names)
+            paths = [name.path for name in names if name.domain == target.domain]
+            for blob in other.manifest.blobs:
+                elsewhere.setdefault(blob.digest, []).extend(paths)
+        push_image(image.manifest, target, self._parts.blobs, elsewhere=elsewhere, options=options, listener=listener)
+
     def add(self, manifest: Manifest, config: ImageConfig, names: Iterable[str]) -> Image:
         """Record an image whose blobs are all there."""
         manifest.check_config(config)
@@ -171,13 +219,20 @@ class Images:
         return image
 
     def unpack(
-        self, image: Image, *, limits: Limits | None = None, jobs: int | None = None, listener: Listener = ignore
+        self,
+        image: Image,
+        *,
+        limits: Limits | None = None,
+        jobs: int | None = None,
+        opened: Callable[[Digest], BinaryIO] | None = None,
+        listener: Listener = ignore,
     ) -> None:
         """Make sure that every layer of an image is there as a snapshot, none of them beyond ``limits``.
 
-        ``jobs`` is the number of layers to unpack at a time, where the driver allows it.
+        ``jobs`` is the number of layers to unpack at a time, where the driver allows it; ``opened`` is for blobs that
+        are still on their way.
         """
-        unpacker = Unpacker(self._parts, limits=limits, jobs=jobs, listener=listener)
+        unpacker = Unpacker(self._parts, limits=limits, jobs=jobs, opened=opened, listener=listener)
         if not image.top or unpacker.is_there(image.top):
             return  # and so is every layer below it
         chains = image.config.chain_ids

@@ -31,8 +31,9 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = 600,
     pass_fds: Sequence[int] = (),
+    given: str = "",
 ) -> str:
-    """Run a program to its end and return its standard output.
+    """Run a program to its end and return its standard output; ``given`` is its standard input.
 
     ``package`` is the Debian package that brings the program; ``timeout`` is in seconds; ``pass_fds`` are descriptors
     that it inherits. Raise `Unsupported` where it is missing and `CommandFailed` where it fails.
@@ -44,7 +45,7 @@ def run(
         done = subprocess.run(
             command,
             check=True,
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",

@@ -20,6 +20,7 @@ from layerfs.events import Listener, ignore
 from layerfs.image.blobs import BlobStore
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.platform import Platform
+from layerfs.image.reference import Reference
 from layerfs.images import Image, Images
 from layerfs.kernel import userns
 from layerfs.kernel.userns import IdMap
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
+    from layerfs.registry.options import Options as RegistryOptions
 
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
@@ -232,6 +234,54 @@ class Store:
         except BaseException:
             self._reclaim.collect()
             raise
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        names: Sequence[str] = (),
+        platform: Platform | None = None,
+        unpack: bool = True,
+        limits: Limits | None = None,
+        jobs: int | None = None,
+        options: RegistryOptions | None = None,
+        listener: Listener = ignore,
+    ) -> Image:
+        """Bring an image from its registry, under its name or under ``names``; the rest is as for `import_image`.
+
+        ``options`` say how to speak to the registry. Raise `NotFound`, `PermissionDenied`, `Busy` (too many requests)
+        and `OperationFailed` for what the registry says or does not; nothing of an image that fails is kept.
+        """
+        from layerfs.registry.options import Options  # noqa: PLC0415  20 ms that those who never pull need not pay
+
+        try:
+            return self._images.pull(
+                Reference.parse(name),
+                options or Options(),
+                names=names,
+                platform=platform,
+                unpack=unpack,
+                limits=limits,
+                jobs=jobs,
+                listener=listener,
+            )
+        except BaseException:
+            self._reclaim.collect()
+            raise
+
+    def push_image(
+        self,
+        image: str,
+        name: str | None = None,
+        *,
+        options: RegistryOptions | None = None,
+        listener: Listener = ignore,
+    ) -> None:
+        """Send an image to the registry that its name says, or another name; errors as for `pull_image`."""
+        from layerfs.registry.options import Options  # noqa: PLC0415  as above
+
+        with self._parts.working():
+            self._images.push(image, Reference.parse(name or image), options or Options(), listener=listener)
 
     def export_image(
         self,

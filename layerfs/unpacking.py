@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs import locks
 from layerfs.contract import DirectAccess, LayerRoot, Mount, Snapshot, Whiteouts
@@ -74,12 +74,22 @@ def default_jobs() -> int:
 
 
 class Unpacker:
-    """Unpack layers for one call: what they may cost, how many at a time, and who listens."""
+    """Unpack layers for one call: what they may cost, how many at a time, and who listens.
+
+    ``opened`` gives the stream of a blob that was verified, and may wait for it.
+    """
 
     def __init__(
-        self, parts: Parts, *, limits: Limits | None = None, jobs: int | None = None, listener: Listener = ignore
+        self,
+        parts: Parts,
+        *,
+        limits: Limits | None = None,
+        jobs: int | None = None,
+        opened: Callable[[Digest], BinaryIO] | None = None,
+        listener: Listener = ignore,
     ) -> None:
         self._parts = parts
+        self._opened = opened or parts.blobs.open
         self._limits = limits
         self._jobs = default_jobs() if jobs is None else jobs
         self._listener = listener
@@ -228,7 +238,7 @@ class Unpacker:
         with ExitStack() as stack:
             if root is None:
                 root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
-            stream = stack.enter_context(self._parts.blobs.open(layer.blob.digest))
+            stream = stack.enter_context(self._opened(layer.blob.digest))
             below = partial(self._below, layer, root, stack)
             applied = apply(
                 stream,

@@ -34,6 +34,8 @@ BUILTINS = (
     Builtin("image", _IMAGES, "Bring images in and out, and look at them."),
     Builtin("image.import", _IMAGES, "Import the images of an OCI layout or a docker archive."),
     Builtin("image.export", _IMAGES, "Write images to an OCI layout or a docker archive."),
+    Builtin("image.pull", _IMAGES, "Pull an image from a registry."),
+    Builtin("image.push", _IMAGES, "Push an image to a registry."),
     Builtin("image.ls", _IMAGES, "List the images."),
     Builtin("image.inspect", _IMAGES, "Show everything about an image."),
     Builtin("image.history", _IMAGES, "Show how an image was made, the newest step first."),
