@@ -12,7 +12,7 @@ venv=${LAYERFS_VENV:-$repository/.venv}
 python_packages=(python3 python3-venv ca-certificates)
 runtime_packages=(python3-dev gcc libc6-dev libbtrfsutil-dev btrfs-progs e2fsprogs uidmap busybox-static)
 test_packages=(runc docker-registry mount xfsprogs skopeo umoci mmdebstrap attr acl fuse3 libfuse2 zstd git stress-ng util-linux procps
-    containerd golang-go golang-github-containerd-containerd-dev)
+    containerd golang-go golang-github-containerd-containerd-dev chromium-headless-shell)
 # What runs the guest of the tests (tests/guest), and builds it.
 guest_packages=(qemu-system-x86 kmod cpio make)
 

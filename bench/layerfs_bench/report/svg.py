@@ -87,7 +87,7 @@ def _written(canvas: Canvas) -> str:
 def _own(text: str, name: str) -> str:
     """Make a document into an element of a page: no head, colours by variables, ids that no other plot has."""
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)  # that style is everybody's
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _root, text, count=1)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
