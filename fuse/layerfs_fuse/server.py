@@ -25,7 +25,7 @@ Buffer = bytes | bytearray | memoryview
 Header = tuple[int, int, int, int, int, int, int, int, int]
 """`HEADER` unpacked: length, opcode, unique, node, uid, gid, pid, and two that do not matter."""
 Reply = int | Buffer | tuple[Buffer, Buffer] | None
-"""0 or a negative errno, the body in one piece or two, or None for no reply (yet).
+"""0 or a negative errno, the body in one piece or two short ones, or None for no reply (yet).
 
 A positive number tells how many bytes of the body lie in `Channel.room` already.
 """
@@ -33,6 +33,8 @@ Handler = Callable[[Header], Reply]
 """Do one request; its body is in the buffer of the channel until the handler returns."""
 
 _WORKERS = 4
+_SMALL = 4096
+"""Bytes of a reply up to which a copy behind its header costs less than a second piece for the kernel."""
 _OPCODES = 64
 _NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
@@ -138,7 +140,9 @@ class Channel:
                         write(device, pack(size, reply, header[2]))
                 elif isinstance(reply, tuple):
                     first, second = reply
-                    writev(device, (pack(size + len(first) + len(second), 0, header[2]), first, second))
+                    write(device, pack(size + len(first) + len(second), 0, header[2]) + first + second)
+                elif len(reply) <= _SMALL:
+                    write(device, pack(size + len(reply), 0, header[2]) + reply)
                 else:
                     writev(device, (pack(size + len(reply), 0, header[2]), reply))
             except OSError as error:

@@ -112,7 +112,12 @@ def test_a_walk_notices_that_its_way_back_was_moved(tmp_path: Path) -> None:
 def test_times_are_set_one_by_one(here: int, tmp_path: Path, way: str) -> None:
     path = tmp_path / "directory" / "file"
     with path.open() as file:
-        target = {"descriptor": file.fileno(), "name": b"directory/file", "path": os.fsencode(path)}[way]
+        targets: dict[str, int | bytes] = {
+            "descriptor": file.fileno(),
+            "name": b"directory/file",
+            "path": os.fsencode(path),
+        }
+        target = targets[way]
         place = here if way == "name" else None
         syscalls.set_times(target, 10**18 + 1, -1, dir_fd=place)
         assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (10**18 + 1, -1)
