@@ -168,6 +168,28 @@ def test_whiteouts_without_devices(fresh_dir: Path, layer: Path) -> None:
             assert sorted(kernel_tree(stack, lower=True)) == sorted(before)
 
 
+@pytest.mark.parametrize("announced", [False, True])
+def test_empty_files_with_the_mark_are_whiteouts(fresh_dir: Path, layer: Path, announced: bool) -> None:  # noqa: FBT001
+    (fresh_dir / "upper/dir").mkdir(parents=True)
+    for name in ("file", "dir/big", "dir/only-here"):
+        (fresh_dir / "upper" / name).touch()
+        os.setxattr(fresh_dir / "upper" / name, PREFIX + b"whiteout", b"y")
+    (fresh_dir / "upper/third").write_bytes(b"no whiteout, for it has content")
+    os.setxattr(fresh_dir / "upper/third", PREFIX + b"whiteout", b"y")
+    if announced:
+        os.setxattr(fresh_dir / "upper/dir", PREFIX + b"opaque", b"x")
+    with stacked(fresh_dir, [layer]) as stack:
+        client = Client(stack)
+        seen = client.tree()
+        assert {b"file", b"dir/big", b"dir/only-here"}.isdisjoint(seen)
+        assert client.read(b"third") == b"no whiteout, for it has content"
+        client.create(b"dir/big", content=b"new")
+        stack.remount()
+        assert Client(stack).read(b"dir/big") == b"new"
+        if os.geteuid() == 0:
+            assert sorted(kernel_tree(stack)) == sorted({*seen, b"dir/big"})
+
+
 @pytest.mark.root
 def test_marks_set_through_the_union_are_escaped(client: Client) -> None:
     node = client.node(b"dir")

@@ -239,6 +239,24 @@ def test_an_upper_directory_that_refers_to_lower_names_is_refused(mark: str, fre
         list(upper_changes(LayerRoot(upper, Whiteouts.OVERLAY), lower))
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("announced", [False, True])
+def test_empty_files_with_the_mark_of_a_whiteout_are_deletions(announced: bool, fresh_dir: Path) -> None:  # noqa: FBT001
+    lower = trees.make(fresh_dir / "lower", SPEC)
+    upper = trees.make(
+        fresh_dir / "upper",
+        {b"d": Node("dir", mode=0o750), b"d/f": Node("file"), b"l": Node("file"), b"new": Node("file")},
+    )
+    for name in ("d/f", "l", "new"):  # the last hides what is not there
+        os.setxattr(upper / name, "trusted.overlay.whiteout", b"y")
+    if announced:
+        for path in (upper, upper / "d"):
+            os.setxattr(path, "trusted.overlay.opaque", b"x")
+    told = {change.path: change.kind for change in upper_changes(LayerRoot(upper, Whiteouts.OVERLAY), lower)}
+    assert {path for path, kind in told.items() if kind is ChangeKind.DELETED} == {b"d/f", b"l"}
+    assert b"new" not in told
+
+
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 

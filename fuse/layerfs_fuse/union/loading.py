@@ -35,17 +35,22 @@ class Loading(Places):
         self._load_subdirectories(directory)
 
     def _find_whiteouts(self, directory: Directory, place: int, kinds: dict[bytes, int]) -> None:
-        """Set the kind of whiteouts to 0, and find out the kinds that the listing left open."""
+        """Set the kind of whiteouts to 0, and find out the kinds that the listing left open.
+
+        An empty file with the mark is a whiteout to every lookup of the kernel, whatever the mark of its directory.
+        """
         upper = self._writable()
         opaque = upper.read_mark(proc(place), upper.marks.opaque, follow=True)
         directory.marked = opaque == OPAQUE_XWHITEOUTS
         for name, kind in kinds.items():
-            if not kind:
-                status = os.stat(name, dir_fd=place, follow_symlinks=False)
+            if kind not in (0, stat.S_IFREG):
+                continue
+            status = os.stat(name, dir_fd=place, follow_symlinks=False)
+            if kind:
+                whiteout = not status.st_size and upper.is_hiding(place, name)
+            else:
                 whiteout = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-                kinds[name] = 0 if whiteout else stat.S_IFMT(status.st_mode)
-            elif directory.marked and kind == stat.S_IFREG and upper.is_hiding(place, name):
-                kinds[name] = 0
+            kinds[name] = 0 if whiteout else stat.S_IFMT(status.st_mode)
 
     def _load_subdirectories(self, directory: Directory) -> None:
         count = 0
