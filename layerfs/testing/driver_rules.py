@@ -18,6 +18,7 @@ from layerfs.contract import (
     LayerRoot,
     Snapshot,
     SnapshotId,
+    Transferable,
     Usage,
     VolatileMounts,
     Whiteouts,
@@ -48,6 +49,11 @@ def active(number: int, *parents: int) -> Snapshot:
 def view(number: int, *parents: int) -> Snapshot:
     """Return a view as a driver is told of it."""
     return Snapshot(SnapshotId(number), Kind.VIEW, tuple(map(SnapshotId, parents)))
+
+
+def committed(number: int, *parents: int) -> Snapshot:
+    """Return a committed snapshot as a driver is told of it."""
+    return Snapshot(SnapshotId(number), Kind.COMMITTED, tuple(map(SnapshotId, parents)))
 
 
 class DriverRules(DriverFixtures):
@@ -254,3 +260,29 @@ class DriverRules(DriverFixtures):
                 assert (path / "quick").read_text(encoding="ascii") == "data"
             if not parents:
                 stack(1)
+
+    def test_what_is_sent_is_received(self, driver: Driver, stack: Stack, driver_root: Path, tmp_path: Path) -> None:
+        """Another instance of the driver makes the same layers from a stream, child on parent or one whole."""
+        if not isinstance(driver, Transferable):
+            return
+        stack(2)
+        other = type(self).factory(driver_root.with_name(f"{driver_root.name}-elsewhere"), self.options)
+        assert isinstance(other, Transferable)
+        assert other.stream == driver.stream
+        file = tmp_path / "stream"
+        for sent, received, whole in (
+            (committed(1), committed(11), False),
+            (committed(2, 1), committed(12, 11), False),
+            (committed(2, 1), committed(13), True),
+        ):
+            with file.open("wb") as stream:
+                driver.send(sent, stream.fileno(), whole=whole)
+            with file.open("rb") as stream:
+                other.receive(received, stream.fileno())
+        for number, parents in ((12, (11,)), (13, ())):
+            other.create(view(20 + number, number, *parents))
+            with mounted(other.mounts(view(20 + number, number, *parents))) as path:
+                assert contents(path) == {"file-1": "1", "file-2": "2"}
+        for number in sorted(other.ids(), reverse=True):
+            other.remove(number)
+        other.close()

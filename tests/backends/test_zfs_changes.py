@@ -12,7 +12,7 @@ from layerfs.contract import Kind, NativeChanges, Snapshot, SnapshotId
 from layerfs.errors import Unsupported
 from layerfs.kernel.mounting import mounted
 from layerfs.layer.changes import Change, changes
-from layerfs.testing.driver_rules import active, view
+from layerfs.testing.driver_rules import active, committed, view
 from layerfs_backends.zfs.datasets import ZfsDriver
 from layerfs_backends.zfs.driver import open_driver
 from tests.backends import test_btrfs_changes as edits
@@ -35,10 +35,6 @@ def driver(zfs_dir: Path) -> Iterator[ZfsDriver]:
 def _shown(driver: ZfsDriver, snapshot: Snapshot) -> Iterator[Path]:
     with mounted(driver.mounts(snapshot)) as path:
         yield path
-
-
-def _committed(number: int, *parents: int) -> Snapshot:
-    return Snapshot(SnapshotId(number), Kind.COMMITTED, tuple(map(SnapshotId, parents)))
 
 
 def _check(driver: ZfsDriver, snapshot: Snapshot, base: int = 1) -> list[Change]:
@@ -68,7 +64,7 @@ def test_the_answer_is_that_of_the_walk(name: str, driver: ZfsDriver) -> None:
     listed = _check(driver, active(2, 1))
     assert bool(listed) == (name not in {"nothing", "same file by another link"})
     driver.commit(active(2, 1))
-    assert _check(driver, _committed(2, 1)) == listed
+    assert _check(driver, committed(2, 1)) == listed
 
 
 def test_more_than_one_snapshot_up(driver: ZfsDriver) -> None:
@@ -79,7 +75,7 @@ def test_more_than_one_snapshot_up(driver: ZfsDriver) -> None:
         with _shown(driver, active(number, *range(number - 1, 0, -1))) as root:
             edits._edit(root, edit)
         driver.commit(active(number, *range(number - 1, 0, -1)))
-    assert any(change.path == b"renamed/f" for change in _check(driver, _committed(4, 3, 2, 1)))
+    assert any(change.path == b"renamed/f" for change in _check(driver, committed(4, 3, 2, 1)))
 
 
 def test_on_one_that_was_committed_later(driver: ZfsDriver) -> None:

@@ -9,11 +9,11 @@ from threading import Thread
 
 import pytest
 
-from layerfs.contract import Kind, Snapshot, SnapshotId, Transferable
+from layerfs.contract import Snapshot, SnapshotId, Transferable
 from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, NotFound
 from layerfs.kernel.mounting import mounted
 from layerfs.layer.changes import changes
-from layerfs.testing.driver_rules import active
+from layerfs.testing.driver_rules import active, committed
 from layerfs_backends.zfs.datasets import ZfsDriver
 from tests.backends import test_btrfs_changes as edits
 from tests.support import pools
@@ -58,10 +58,6 @@ def there(elsewhere: Path) -> Iterator[ZfsDriver]:
         driver.remove(number)
 
 
-def _committed(number: int, *parents: int) -> Snapshot:
-    return Snapshot(SnapshotId(number), Kind.COMMITTED, tuple(map(SnapshotId, parents)))
-
-
 def _file(place: Path, driver: ZfsDriver, snapshot: Snapshot, *, whole: bool = False) -> Path:
     """Send a snapshot to a file."""
     path = place / f"stream-{snapshot.id}"
@@ -104,31 +100,31 @@ def test_layers_go_to_another_pool(here: ZfsDriver, there: ZfsDriver) -> None:
     """A child goes as what it holds beyond its parent, stands on it there, and both take children."""
     assert isinstance(here, Transferable)
     assert here.stream == there.stream == "zfs"
-    _transfer(here, _committed(1), there, _committed(11))
-    _transfer(here, _committed(2, 1), there, _committed(12, 11))
+    _transfer(here, committed(1), there, committed(11))
+    _transfer(here, committed(2, 1), there, committed(12, 11))
     assert set(there.ids()) == {11, 12}
-    _check_same(here, _committed(1), there, _committed(11))
-    _check_same(here, _committed(2), there, _committed(12))
-    assert there.usage(_committed(12, 11)).size < _MEBIBYTE < there.usage(_committed(11)).size
-    assert there.usage(_committed(12, 11)).inodes == here.usage(_committed(2, 1)).inodes
+    _check_same(here, committed(1), there, committed(11))
+    _check_same(here, committed(2), there, committed(12))
+    assert there.usage(committed(12, 11)).size < _MEBIBYTE < there.usage(committed(11)).size
+    assert there.usage(committed(12, 11)).inodes == here.usage(committed(2, 1)).inodes
     there.create(active(13, 12, 11))
     with mounted(there.mounts(active(13, 12, 11))) as root:
         assert (root / "number").read_text() == "2"
         (root / "number").write_text("13")
     there.commit(active(13, 12, 11))
-    _transfer(there, _committed(13, 12, 11), here, _committed(4, 2, 1))
-    _check_same(there, _committed(13), here, _committed(4))
+    _transfer(there, committed(13, 12, 11), here, committed(4, 2, 1))
+    _check_same(there, committed(13), here, committed(4))
 
 
 def test_only_what_is_beyond_the_parent_is_sent(here: ZfsDriver, fresh_dir: Path) -> None:
-    small = _file(fresh_dir, here, _committed(2, 1)).stat().st_size
-    whole = _file(fresh_dir, here, _committed(2, 1), whole=True).stat().st_size
+    small = _file(fresh_dir, here, committed(2, 1)).stat().st_size
+    whole = _file(fresh_dir, here, committed(2, 1), whole=True).stat().st_size
     assert small < _MEBIBYTE < 2 * _MEBIBYTE < whole
 
 
 def test_a_child_goes_without_its_parent(here: ZfsDriver, there: ZfsDriver, fresh_dir: Path) -> None:
-    _receive(there, _committed(12), _file(fresh_dir, here, _committed(2, 1), whole=True))
-    _check_same(here, _committed(2), there, _committed(12))
+    _receive(there, committed(12), _file(fresh_dir, here, committed(2, 1), whole=True))
+    _check_same(here, committed(2), there, committed(12))
 
 
 def test_one_that_took_its_parents_place_goes_as_a_child(zfs_dir: Path, there: ZfsDriver) -> None:
@@ -140,30 +136,30 @@ def test_one_that_took_its_parents_place_goes_as_a_child(zfs_dir: Path, there: Z
     with mounted(here.mounts(active(2, 1))) as root:
         (root / "file").write_text("of the second")
     here.commit(active(2, 1))
-    _transfer(here, _committed(1), there, _committed(11))
-    _transfer(here, _committed(2, 1), there, _committed(12, 11))
-    _check_same(here, _committed(2), there, _committed(12))
+    _transfer(here, committed(1), there, committed(11))
+    _transfer(here, committed(2, 1), there, committed(12, 11))
+    _check_same(here, committed(2), there, committed(12))
     for number in (2, 1):
         here.remove(SnapshotId(number))
 
 
 def test_what_cannot_be_received_leaves_nothing(here: ZfsDriver, there: ZfsDriver, fresh_dir: Path) -> None:
-    base, child = _file(fresh_dir, here, _committed(1)), _file(fresh_dir, here, _committed(2, 1))
+    base, child = _file(fresh_dir, here, committed(1)), _file(fresh_dir, here, committed(2, 1))
     with pytest.raises(LayerfsError):  # there is no such parent
-        _receive(there, _committed(12, 11), child)
+        _receive(there, committed(12, 11), child)
     with pytest.raises(Corrupt):  # it names none
-        _receive(there, _committed(12), child)
+        _receive(there, committed(12), child)
     for name, damage in (("cut", _cut), ("bits", _flip), ("no stream", _scribble), ("empty", _empty)):
         damaged = fresh_dir / name
         damaged.write_bytes(damage(base.read_bytes()))
         with pytest.raises(Corrupt) as caught:
-            _receive(there, _committed(11), damaged)
+            _receive(there, committed(11), damaged)
         assert caught.value.hint == "send it again", name
         assert list(there.ids()) == [], name
     there.create(active(11))
     there.commit(active(11))
     with pytest.raises(FailedPrecondition, match="another snapshot"):  # one that is not what it was sent from
-        _receive(there, _committed(12, 11), child)
+        _receive(there, committed(12, 11), child)
     assert set(there.ids()) == {11}
 
 
@@ -188,7 +184,7 @@ def test_a_reader_that_goes_away(here: ZfsDriver) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with pytest.raises(LayerfsError, match="send"):
-        here.send(_committed(1), writer)
+        here.send(committed(1), writer)
     os.close(writer)
     with pytest.raises(NotFound), Path("/dev/null").open("wb") as nowhere:
-        here.send(_committed(77), nowhere.fileno())
+        here.send(committed(77), nowhere.fileno())
