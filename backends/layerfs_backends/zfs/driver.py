@@ -28,7 +28,7 @@ _ZFS_MAGIC = 0x2FC12FC1
 
 _QUOTAS = ("refquota", "quota")
 _DELEGATED = "create,mount,snapshot,clone,destroy,rename,send,receive,userused,userquota,userobjused,userobjquota"
-"""What somebody who is not root is allowed, so that all but the mounts works (zfs-allow(8)); the last four count inodes."""
+"""What somebody who is not root needs leave for (zfs-allow(8)), but for the mounts; the last four count inodes."""
 
 
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
