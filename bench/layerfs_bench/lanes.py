@@ -122,6 +122,12 @@ def on_directory(directory: Path, words: Sequence[str], why: str) -> tuple[list[
     return lanes, left_out
 
 
+def names_without_root(directory: Path) -> list[str]:
+    """Return the names of the cells that `on_directory` would put there."""
+    below = places.file_system_of(directory)
+    return [f"{stem}-{below}" for stem, _, _ in _ANYWHERE]
+
+
 def _try(one: Wanted, ground: Ground, lanes: list[Lane], left_out: list[LeftOut]) -> None:
     """Add the lane of a cell, if its store can be made there, or the reason why not."""
     path = ground.path / one.name

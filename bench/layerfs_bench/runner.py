@@ -21,7 +21,7 @@ from layerfs_bench.child import End, Ended
 from layerfs_bench.counters import MemoryMeter
 from layerfs_bench.events import Listener, Note, RunEnded, RunStarted, VisitEnded, VisitStarted, ignore
 from layerfs_bench.lanes import Lane
-from layerfs_bench.merging import Collection
+from layerfs_bench.merging import Case, Collection
 from layerfs_bench.profiles import Profile
 from layerfs_bench.results import Fingerprint, Key, LeftOut, Measurement, Outcome, Parameters, Results, Run
 from layerfs_bench.scenarios.base import Scenario
@@ -55,6 +55,8 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     command: tuple[str, ...] = ()
     memory: MemoryMeter = field(default_factory=MemoryMeter)
+    only: frozenset[Case] | None = None
+    """The cases that are wanted; all, if None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class Stop:
 
 def itinerary(plan: Plan) -> Iterator[Stop]:
     """Yield all visits of all passes in the order of the seed."""
-    cases = [(one, case) for one in plan.scenarios for case in one.cases(plan.profile.scale)]
+    every = [(one, case) for one in plan.scenarios for case in one.cases(plan.profile.scale)]
+    cases = [(one, case) for one, case in every if plan.only is None or (one.name, case) in plan.only]
     for number in range(plan.profile.passes):
         rng = random.Random(f"{plan.seed}/{number}")  # noqa: S311  an order that can be had again
         for scenario, case in rng.sample(cases, len(cases)):

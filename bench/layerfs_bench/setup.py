@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,16 +134,21 @@ def _chosen(needed: int | None) -> Path:
     None is for somebody who makes no file systems, and so measures the one that is there.
     """
     if needed is None:
-        return Path(os.environ.get("TMPDIR", _DISK))
+        return temporary()
     if _MEMORY.is_dir() and min(counters.free_bytes(_MEMORY), counters.available_memory()) > needed + _ROOM:
         return _MEMORY
-    disk = Path(os.environ.get("TMPDIR", _DISK))
+    disk = temporary()
     if counters.free_bytes(disk) < needed + _ROOM:
         raise NoSpace(
             f"the file systems of this run may take {needed >> 30} GiB, and {disk} has less",
             hint="name another directory (--work), fewer cells (--cell), or a smaller profile",
         )
     return disk
+
+
+def temporary() -> Path:
+    """Return where people have room for big temporary files."""
+    return Path(os.environ.get("TMPDIR", _DISK))
 
 
 @contextmanager
@@ -181,8 +186,3 @@ def _clear(lane: Lane, work: Path) -> None:
             f"what the benchmark put into {lane.path} could not be removed: {ended.reason}",
             hint=f"`layerfs --store {lane.path} ls` and `image ls` show it: names that start with {beds.PREFIX}",
         )
-
-
-def cells_of(profile: Profile, words: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the cells that a profile wants, or those that words select."""
-    return tuple(one.name for one in lanes.selected(words or profile.cells))

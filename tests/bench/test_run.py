@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
 import layerfs
 from layerfs_bench import beds, document, events, profiles, runner, scenarios, setup
-from layerfs_bench.results import CacheState, Measurement, Outcome, Parameters, Results
+from layerfs_bench.codec import decode
+from layerfs_bench.results import CacheState, Key, Measurement, Outcome, Parameters, Results
 from layerfs_bench.scenarios import images
 from layerfs_bench.scenarios.base import Metric, Scale, Scenario
 from layerfs_bench.setup import Wishes
@@ -273,3 +275,38 @@ def test_json_is_the_result(fresh_dir: Path) -> None:
     words = ("--work", fresh_dir, "--out", fresh_dir / "r.json", "--cell", "copy-ext4", "--scenario", "write.create")
     done = subprocess.run([*_command(*words), "--json"], capture_output=True, text=True, check=True)
     assert document.from_document(json.loads(done.stdout)) == document.read(fresh_dir / "r.json")
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.driver("overlay2")
+def test_pytest_runs_the_scenarios_as_benchmarks(fresh_dir: Path) -> None:
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--pyargs",
+        "layerfs_bench",
+        "-k",
+        "overlay2 and write.first",
+    ]
+    environment = {**os.environ, "LAYERFS_BENCH_WORK": str(fresh_dir)}
+    done = subprocess.run(
+        [sys.executable, *words, f"--benchmark-json={fresh_dir}/b.json", f"--benchmark-storage={fresh_dir}"],
+        cwd=fresh_dir, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((fresh_dir / "b.json").read_text())["benchmarks"]
+    assert len(found) == 2 * 2  # sizes and metrics
+    for one in found:
+        assert one["extra_info"]["layerfs"]["cell"]["name"] == "overlay2-ext4"
+        assert one["group"] == str(_key(one["extra_info"]["layerfs"]["key"]))
+        assert len(one["stats"]["data"]) == len(one["extra_info"]["layerfs"]["visits"])
+        assert 1e-6 < one["stats"]["median"] < 1
+    assert [path.name for path in fresh_dir.iterdir()] == ["b.json"]
+
+
+def _key(words: Any) -> Key:  # noqa: ANN401  JSON
+    return decode(Key, words)

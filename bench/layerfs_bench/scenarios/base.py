@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from layerfs_bench.results import Parameters, Unit
+from layerfs_bench.results import Parameters, Position, Unit
 from layerfs_bench.visit import Visit
 
 
@@ -41,6 +41,8 @@ class Scenario(ABC):
     name: ClassVar[str]
     """What it is called in results: the group, a dot, and the work."""
     metrics: ClassVar[tuple[Metric, ...]]
+    positions: ClassVar[tuple[Position, ...]] = ()
+    """The layers for which each metric is measured apart, in every visit; none where that means nothing."""
 
     @property
     def group(self) -> str:

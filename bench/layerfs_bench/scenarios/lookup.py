@@ -70,6 +70,8 @@ class _ByDepth(Scenario):
 class _ByName(_ByDepth):
     """Look names up one by one in a directory that all layers have a part in."""
 
+    positions: ClassVar[tuple[Position, ...]] = tuple(Position)
+
     def look(self, visit: Visit, depth: int, root: Path) -> None:
         """Look up each name once, in a random order, then all again, while the kernel remembers them."""
         with opened(os.open(root / "names", os.O_RDONLY)) as directory:
