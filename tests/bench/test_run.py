@@ -208,7 +208,7 @@ def test_ctrl_c_leaves_a_valid_result_that_can_be_gone_on_with(fresh_dir: Path) 
     assert [path.name for path in fresh_dir.iterdir()] == ["result.json"]
 
     done = subprocess.run(
-        _command("--resume", fresh_dir / "result.json", "--work", fresh_dir),
+        _command("--no-report", "--resume", fresh_dir / "result.json", "--work", fresh_dir),
         capture_output=True,
         text=True,
         check=False,

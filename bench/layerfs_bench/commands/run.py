@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from layerfs.commands.frame.failure import INTERRUPTED, PARTLY_DONE
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
+from layerfs.errors import Unsupported
 
 if TYPE_CHECKING:
     from layerfs_bench.events import Listener
@@ -59,6 +60,7 @@ def _duration(text: str) -> float:
     help="Where file systems are made: in memory where they fit, unless a directory is given.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Where the result goes.")
+@click.option("--report/--no-report", default=True, help="Write a page beside the result.", show_default=True)
 @click.option(
     "--resume", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
     help="Go on with an interrupted run, with its profile, cells, scenarios and seed.",
@@ -73,6 +75,8 @@ def command(  # noqa: PLR0917  click passes them by name
     work: Path | None,
     out: Path | None,
     resume: Path | None,
+    *,
+    report: bool,
 ) -> int:
     """Measure the drivers of this machine.
 
@@ -92,7 +96,7 @@ def command(  # noqa: PLR0917  click passes them by name
     )
     path = out or resume or Path(f"bench-{profile}-{datetime.now().astimezone():%Y%m%d-%H%M%S}.json")
     results = _run(session, wishes, earlier, path)
-    _show(session, results, path)
+    _show(session, results, path, _write_page(session, results, path.with_suffix(".html")) if report else None)
     if results.run.interrupted:
         return INTERRUPTED
     return PARTLY_DONE if any(one.reason and one.outcome != "skipped" for one in results.measurements) else 0
@@ -137,10 +141,28 @@ def _now_and_then(save: Callable[[Results], None]) -> Callable[[Results], None]:
     return maybe
 
 
-def _show(session: Session, results: Results, path: Path) -> None:
-    from layerfs_bench import document  # noqa: PLC0415  as above
+def _show(session: Session, results: Results, path: Path, page: Path | None) -> None:
+    from layerfs_bench import document, terminal  # noqa: PLC0415  as above
 
-    session.show(document.to_document(results) if session.json else {}, str(path))
+    if session.json:
+        session.show(document.to_document(results), "")
+    elif session.quiet:
+        session.show({}, str(path))
+    else:
+        terminal.show(session, results)
+    session.say(f"result: {path}" + (f"\nreport: {page}" if page else ""))
+
+
+def _write_page(session: Session, results: Results, page: Path) -> Path | None:
+    """Write the report, and return where it is; None, said why, where it cannot be made."""
+    from layerfs_bench import report  # noqa: PLC0415  as above
+
+    try:
+        report.write(results, page)
+    except Unsupported as error:
+        session.say(f"no report: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        return None
+    return page
 
 
 def _lines(session: Session) -> Listener:
