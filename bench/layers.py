@@ -1,4 +1,4 @@
-"""Compare layerfs with other tools at unpacking images and at committing changes, on the same blobs, interleaved.
+"""Compare layerfs with other tools at unpacking, pulling and committing images, on the same blobs, interleaved.
 
 Every run starts on a new file system and is measured from an image on disk to a mounted root, or from a changed
 container to its new layer: wall time, CPU time of all processes concerned, the largest process's memory, and how long a
@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import commits, inputs, places, report, tools
+from peers import commits, inputs, places, pulls, report, tools
 from peers.layout import COMPRESSORS
 from peers.meter import Failed, Meter
 from peers.report import Row, Table
 from peers.tools import Kind, Peer, Run
 
-WORKS: dict[str, tuple[Peer, ...]] = {"unpack": tools.UNPACK, "commit": commits.COMMIT}
+WORKS: dict[str, tuple[Peer, ...]] = {"unpack": tools.UNPACK, "commit": commits.COMMIT, "pull": pulls.PULL}
 INPUT_NEEDS = {"mmdebstrap": "mmdebstrap", "gzip": "gzip", "zstd": "zstd", "mkfs.ext4": "e2fsprogs"}
 
 
@@ -100,7 +100,7 @@ def _found(program: str) -> bool:
 def _tables(chosen: argparse.Namespace, missing: dict[str, str]) -> Iterator[Table]:
     """Yield what is to be measured; only the case with two layers has something to commit."""
     for work in chosen.works:
-        for case in chosen.cases if work == "unpack" else [name for name in chosen.cases if name == "python"]:
+        for case in chosen.cases if work != "commit" else [name for name in chosen.cases if name == "python"]:
             for compression in chosen.compressions:
                 for place in chosen.places:
                     rows = [
