@@ -18,6 +18,7 @@ from layerfs_bench.figures import (
     counted,
     distribution,
     lines,
+    shared_out,
     spread_table,
     table,
     timed,
@@ -164,22 +165,22 @@ def _amplified(found: Sequence[Line], written: int | None) -> str:
 
 
 def _space(analysis: Analysis) -> Iterator[Figure]:
-    rows = analysis.select("write.first", "first")
+    rows = [row for row in analysis.select("write.first", "first") if not row.cell.is_baseline]
     kinds = (
         (quantities.SPACE_STATFS, "by the file system's free space"),
         (quantities.SPACE_USAGE, "as the driver says"),
     )
     panels = _filled(
-        Panel(title, _SIZE, _BYTES, lines(rows, "size", counted(kind.name)), (), "the file itself")
+        Panel(title, _SIZE, _BYTES, lines(rows, "size", shared_out(kind.name)), (), "the file itself")
         for kind, title in kinds
     )
     if not panels:
         return
     yield Figure(
         "space-amplification", "Space amplification",
-        findings.ranking(panels[0].lines, "After four bytes were written to a file", Unit.BYTES)
+        findings.ranking(panels[0].lines, "For a file of which four bytes were written", Unit.BYTES)
         or "Too few cells were measured to compare what they take.",
-        "What a clone takes more after four bytes of a lower file were written. On the dashed line, the whole file.",
+        "What a clone takes for each file in which four bytes were written. On the dashed line, the whole file.",
         panels, table(panels),
     )  # fmt: skip
 

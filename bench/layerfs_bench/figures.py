@@ -116,6 +116,20 @@ def counted(name: str) -> Value:
     return value
 
 
+def shared_out(name: str) -> Value:
+    """Return what takes a quantity that is counted once a visit, for each of the samples of a visit."""
+
+    def value(row: Row) -> Point | None:
+        found = counted(name)(row)
+        quantity = row.measurement.quantity(name)
+        if found is None or quantity is None:
+            return None
+        each = max(1.0, len(row.measurement.samples) / len(quantity.values))
+        return replace(found, y=found.y / each, low=found.low / each, high=found.high / each)
+
+    return value
+
+
 def lines(rows: Iterable[Row], place: Place, value: Value = timed) -> tuple[Line, ...]:
     """Return a line for each cell, in the order of the rows; what is 0 has no place on a logarithmic axis."""
     points: dict[Cell, list[Point]] = {}

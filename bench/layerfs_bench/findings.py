@@ -219,6 +219,9 @@ def _never(copying: Sequence[Line], redirecting: Sequence[Line]) -> str:
     shared = sorted(first.keys() & second.keys())
     if not shared:
         return "Copy-on-write and redirect-on-write were measured at no size in common."
+    if len(shared) == 1:
+        ahead = "copying a file" if first[shared[0]][0] <= second[shared[0]][0] else "redirect-on-write"
+        return f"At {size(round(shared[0]))}, the only size that was measured, {ahead} is ahead."
     if all(first[x][0] <= second[x][0] for x in shared):
         return f"Up to {size(round(shared[-1]))}, the largest file, copying it is ahead of redirecting."
     return f"From {size(round(shared[0]))} on, the smallest file, redirect-on-write is ahead of copying."

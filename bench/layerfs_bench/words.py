@@ -51,12 +51,12 @@ def shift(share: float) -> str:
 def parameters(given: Parameters) -> str:
     """Write parameters for people: "128 layers, bottom", "64.0 MiB"."""
     words = [
-        _many(given.depth, "layer"),
+        many(given.depth, "layer"),
         size(given.size) if given.size is not None else "",
         str(given.position or ""),
-        _many(given.clones, "clone"),
-        _many(given.workers, "worker"),
-        _many(given.files, "file"),
+        many(given.clones, "clone"),
+        many(given.workers, "worker"),
+        many(given.files, "file"),
     ]
     return ", ".join(word for word in words if word)
 
@@ -68,5 +68,6 @@ def key(of: Key) -> str:
     return what + (f", {words}" if words else "")
 
 
-def _many(count: int | None, noun: str) -> str:
+def many(count: int | None, noun: str) -> str:
+    """Write a number of things: "1 layer", "1,000 layers"; "" for None."""
     return "" if count is None else f"{count:,} {noun}{'' if count == 1 else 's'}"

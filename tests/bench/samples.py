@@ -115,8 +115,9 @@ def _writes(cell: Cell) -> Iterator[Measurement]:
         redirected = cell.write_policy is _REDIRECTS
         device = size * 1.02 + 8192 if copied else 3e5 if redirected else 9e3
         time = 6e-5 + device / 1e9 + (2e-4 if redirected else 0)
-        beside = (quantities.DEVICE_WRITTEN, quantities.SPACE_STATFS, quantities.SPACE_USAGE)
-        counted = tuple(Quantity(kind.name, kind.unit, (device, device * 1.01)) for kind in beside)
+        # Device bytes are those of one write, space what a clone takes after all writes of a visit.
+        beside = ((quantities.DEVICE_WRITTEN, 1), (quantities.SPACE_STATFS, 10), (quantities.SPACE_USAGE, 10))
+        counted = tuple(Quantity(kind.name, kind.unit, (device * files,) * 4) for kind, files in beside)
         first = _timed(Key("write.first", "first", Parameters(size=size)), cell, time)
         yield replace(first, written=4, quantities=counted)
         yield _timed(Key("write.first", "second", Parameters(size=size)), cell, 4e-6)

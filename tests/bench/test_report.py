@@ -310,8 +310,8 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path, *, dark: bool) -> None
     for width, height, lines, colours in found["plots"]:
         assert width > 600
         assert height > 200
-        assert lines >= len(samples.CELLS)
-        assert colours >= 6
+        assert lines >= 6  # a line a driver, in some plots also the three plain directories
+        assert colours >= 5
     assert found["twice"] == []
     assert found["across"] <= found["inner"]
     assert found["hidden"]

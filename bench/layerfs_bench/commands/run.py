@@ -19,7 +19,6 @@ from layerfs.commands.frame.verb import verb
 from layerfs.errors import Unsupported
 
 if TYPE_CHECKING:
-    from layerfs_bench.events import Listener
     from layerfs_bench.results import Results
     from layerfs_bench.setup import Wishes
 
@@ -112,11 +111,11 @@ def _own_store(session: Session) -> Path | None:
 
 def _run(session: Session, wishes: Wishes, earlier: Results | None, path: Path) -> Results:
     from layerfs_bench import document, setup  # noqa: PLC0415  as above
+    from layerfs_bench.live import live  # noqa: PLC0415  as above
     from layerfs_bench.runner import Runner  # noqa: PLC0415  as above
 
     setup.isolate()
-    listener = _lines(session)
-    with setup.prepared(wishes, listener) as plan:
+    with live(session) as listener, setup.prepared(wishes, listener) as plan:
         runner = Runner(plan, earlier=earlier, listener=listener)
         save = _now_and_then(lambda results: document.write(results, path))
         try:
@@ -163,25 +162,3 @@ def _write_page(session: Session, results: Results, page: Path) -> Path | None:
         session.say(f"no report: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         return None
     return page
-
-
-def _lines(session: Session) -> Listener:
-    """Return a listener that says in a line each what begins and what goes wrong."""
-    from layerfs_bench import events  # noqa: PLC0415  as above
-
-    def say(event: events.Event) -> None:
-        match event:
-            case events.Preparing():
-                session.say(f"making {event.what}")
-            case events.RunStarted():
-                for one in event.left_out:
-                    session.say(f"left out: {one.what}: {one.reason}")
-            case events.VisitEnded():
-                words = " ".join(event.parameters.words())
-                session.say(f"{event.number}/{event.total} {event.scenario} {words} {event.cell.name}: {event.outcome}")
-            case events.Note():
-                session.say(event.text)
-            case _:
-                pass
-
-    return say
