@@ -17,6 +17,7 @@ _EPILOGUE = """\
 OPTIONS are those of fuse-overlayfs, separated by commas:
   lowerdir=A:B,upperdir=U,workdir=W   the directories, the uppermost lower first; without U and W it is read-only
   index=FILE                          where the merged view of the lower directories is kept
+  aufs                                the lower directories are branches of AUFS
   write=redirect                      store changed blocks of lower files, and do not copy these
   ro, volatile, userxattr, allow_other, noacl, nopassthrough, fusepy, uidmapping=, gidmapping=, squash_to_uid=, log=FILE
 docs/reference/union.md tells all. The exit status is that of mount(8).

@@ -43,7 +43,7 @@ class StackOptions:
     All paths are absolute; ``lowers`` are the lower directories, the lowest first. ``index`` is a file with their
     merged view, built there if it is missing; None builds one for this mount. ``marks`` is None where the user decides.
     ``redirect`` stores changed blocks of lower files of ``redirect_from`` bytes and more instead of copying these.
-    ``fusepy`` serves by that package.
+    ``aufs`` reads the lowers as branches of AUFS; ``fusepy`` serves by that package.
     """
 
     lowers: tuple[Path, ...] = ()
@@ -54,6 +54,7 @@ class StackOptions:
     volatile: bool = False
     redirect: bool = False
     redirect_from: int = REDIRECT_FROM
+    aufs: bool = False
     fusepy: bool = False
     acl: bool = True
     passthrough: bool = True
@@ -129,6 +130,7 @@ class _Reading:
             volatile="volatile" in self._switches or self._values.get("fsync") == "0",
             redirect=self._write(),
             redirect_from=_number("redirect_from", self._values.get("redirect_from", str(REDIRECT_FROM))),
+            aufs=self._aufs(),
             fusepy="fusepy" in self._switches,
             acl="noacl" not in self._switches,
             passthrough="nopassthrough" not in self._switches,
@@ -149,6 +151,15 @@ class _Reading:
             raise InvalidArgument(f"write={value} is no way to write", hint="write=copy or write=redirect")
         return value == "redirect"
 
+    def _aufs(self) -> bool:
+        aufs = "aufs" in self._switches
+        if aufs and "ro" in self._flags and self._values.get("upperdir"):
+            raise InvalidArgument(
+                "with aufs all lower directories are branches of AUFS, and an upper directory is none",
+                hint="leave out ro, or upperdir and workdir",
+            )
+        return aufs
+
     def _shift(self, mapping: str, squash: str) -> IdShift:
         if "squash_to_root" in self._switches:
             return IdShift(squash=0)
@@ -164,7 +175,7 @@ _VALUES: Final = frozenset(
     }
 )  # fmt: skip
 _SWITCHES: Final = frozenset(
-    {"userxattr", "volatile", "noacl", "nopassthrough", "allow_other", "allow_root", "squash_to_root", "fusepy"}
+    {"userxattr", "volatile", "noacl", "nopassthrough", "allow_other", "allow_root", "squash_to_root", "aufs", "fusepy"}
 )
 
 

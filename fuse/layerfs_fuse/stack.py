@@ -21,6 +21,8 @@ from layerfs_fuse.options import StackOptions, parse
 from layerfs_fuse.session import Wishes
 from layerfs_fuse.union import Options, Union, Upper
 
+_AUFS = b"aufs"
+"""By which the index of branches of AUFS is known."""
 _LAYER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def opened(options: StackOptions) -> Iterator[Union]:
             upper = Upper.open(options.upper, options.work, marks=whiteouts)
             stack.callback(upper.close)
         layers = [open_layer(path, stack) for path in _layers(options, stack)]
-        index = stack.enter_context(_index(options.index, layers, whiteouts))
+        index = stack.enter_context(_index(options, layers, whiteouts))
         write = WritePolicy.REDIRECT_ON_WRITE if options.redirect else WritePolicy.COPY_ON_WRITE
         how = Options(volatile=options.volatile, write=write, redirect_from=options.redirect_from)
         union = Union(index, layers, upper, how)
@@ -94,28 +96,33 @@ def open_layer(path: Path, stack: ExitStack) -> int:
     return fd
 
 
-def _index(place: Path | None, layers: Sequence[int], whiteouts: Whiteouts) -> Index:
-    """Return the index of the layers: the one at ``place`` if it is theirs, else a new one, kept there if possible."""
+def _index(options: StackOptions, layers: Sequence[int], whiteouts: Whiteouts) -> Index:
+    """Return the index of the layers: the one that is kept if it is theirs, else a new one, kept if possible."""
+    place, aufs = options.index, options.aufs
     if place is None:
-        return _passing_index(layers, whiteouts)
+        return _passing_index(layers, whiteouts, aufs=aufs)
     try:
-        return open_index(place, layers)
+        return open_index(place, layers, aufs=aufs)
     except (NotFound, Corrupt) as error:
         _log.warning("building the index of %d layers anew: %s", len(layers), error)
     try:
-        build(place, layers, whiteouts=whiteouts)
+        build(place, layers, whiteouts=whiteouts, aufs=aufs, identity=_AUFS if aufs else b"")
     except PermissionDenied as error:
         _log.warning("cannot keep the index: %s", error)
-        return _passing_index(layers, whiteouts)
+        return _passing_index(layers, whiteouts, aufs=aufs)
     return Index.open(place)
 
 
-def open_index(place: Path, layers: Sequence[int]) -> Index:
-    """Open the index of these layers, the lowest first; raise `NotFound`, and `Corrupt` for one of other layers."""
+def open_index(place: Path, layers: Sequence[int], *, aufs: bool = False) -> Index:
+    """Open the index of these layers, the lowest first; raise `NotFound`, and `Corrupt` for one of other layers.
+
+    One in which the same directories were read as branches of AUFS is another, too.
+    """
     index = Index.open(place)
     try:
         seen = [(status.st_ino, status.st_mtime_ns) for status in map(os.fstat, layers)]
-        if [(layer.root, layer.mtime) for layer in index.layer_table] != seen:
+        known = [(layer.root, layer.mtime) for layer in index.layer_table]
+        if known != seen or (index.identity.rstrip(b"\0") == _AUFS) is not aufs:
             raise Corrupt(f"{place} is the index of other layers", hint="delete it: it is built anew")
     except (LayerfsError, OSError):
         index.close()
@@ -123,8 +130,8 @@ def open_index(place: Path, layers: Sequence[int]) -> Index:
     return index
 
 
-def _passing_index(layers: Sequence[int], whiteouts: Whiteouts) -> Index:
+def _passing_index(layers: Sequence[int], whiteouts: Whiteouts, *, aufs: bool) -> Index:
     """Build an index that is gone with this process."""
     with tempfile.TemporaryDirectory(prefix="layerfs-index-") as place:
-        build(Path(place) / "index", layers, whiteouts=whiteouts, sync=False)
+        build(Path(place) / "index", layers, whiteouts=whiteouts, aufs=aufs, sync=False)
         return Index.open(Path(place) / "index")

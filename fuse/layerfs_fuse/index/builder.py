@@ -30,16 +30,17 @@ def build(
     *,
     parent: Index | None = None,
     whiteouts: Whiteouts = Whiteouts.OVERLAY,
+    aufs: bool = False,
     identity: bytes = b"",
     sync: bool = True,
 ) -> None:
     """Write the index of ``layers`` on top of those of ``parent`` to ``path``, in whole or not at all.
 
-    ``layers`` are descriptors of the layers' directories, the lowest first, whose marks are of the kind ``whiteouts``;
-    nobody may change them. ``identity`` is up to 64 bytes by which the caller will know the index again
-    (`Index.identity`). ``sync`` makes file and name durable. In a user namespace owners are kept as seen there. Raise
-    `FailedPrecondition` when a layer changes meanwhile, `Busy` where something is mounted in it, `Unsupported` for one
-    that takes content from other places (overlay's ``redirect`` and ``metacopy``), and `NoSpace`.
+    ``layers`` are descriptors of the layers' directories, the lowest first, whose marks are of the kind ``whiteouts``,
+    or which are branches of ``aufs``; nobody may change them. ``identity`` is up to 64 bytes by which the caller will
+    know the index again (`Index.identity`). ``sync`` makes file and name durable. In a user namespace owners are kept
+    as seen there. Raise `FailedPrecondition` when a layer changes meanwhile, `Busy` where something is mounted in it,
+    `Unsupported` for one that takes content from other places (overlay's ``redirect`` and ``metacopy``), and `NoSpace`.
     """
     if len(identity) > IDENTITY_SIZE:
         raise InvalidArgument(f"an identity of {len(identity)} bytes: an index keeps {IDENTITY_SIZE} at most")
@@ -57,11 +58,19 @@ def build(
             for layer in layers:
                 if tables.wasteful:
                     tables = _compacted(draft, tables)
-                _Merge(tables, marks_of(whiteouts)).run(layer)
+                _Merge(tables, marks_of(whiteouts), _scanner(aufs=aufs)).run(layer)
             tables.finish(identity)
             draft.publish(sync=sync)
     except OSError as error:
         raise _explained(error) from error
+
+
+def _scanner(*, aufs: bool) -> type[Scanner]:
+    if not aufs:
+        return Scanner
+    from layerfs_fuse.index.aufs import AufsScanner  # noqa: PLC0415  else every mount would load the layer engine
+
+    return AufsScanner
 
 
 def _explained(error: OSError) -> LayerfsError:
@@ -128,9 +137,9 @@ class _Draft:
 class _Merge:
     """Merge one layer into the tables."""
 
-    def __init__(self, tables: Tables, marks: Marks) -> None:
+    def __init__(self, tables: Tables, marks: Marks, scanner: type[Scanner]) -> None:
         self._tables = tables
-        self._scanner = Scanner(marks, self._ino)
+        self._scanner = scanner(marks, self._ino)
         self._ordinals: dict[int, int] = {}
 
     def run(self, layer: int) -> None:

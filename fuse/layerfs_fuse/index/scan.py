@@ -77,7 +77,7 @@ class Scanner:
         regular files as whiteouts, the kernel lists the name, and says that there is nothing.
         """
         result = Listing()
-        for name in _names_in(fd):
+        for name in self._brings(fd, result):
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 found = self._plain(fd, name, status) or self._found(fd, name, status)
@@ -88,6 +88,10 @@ class Scanner:
             else:
                 result.found[name] = found
         return result
+
+    def _brings(self, fd: int, result: Listing) -> list[bytes]:  # noqa: ARG002  AUFS hides names by names
+        """Return the names to look at, and note in ``result`` those of which the name says that they are whiteouts."""
+        return names_in(fd)
 
     def _plain(self, fd: int, name: bytes, status: os.stat_result) -> Found | None:
         """Return what is to be known of a regular file of one name and without attributes, as nearly all files are.
@@ -160,7 +164,7 @@ class Scanner:
         return self._xattrs(fd, name)
 
 
-def _names_in(fd: int) -> list[bytes]:
+def names_in(fd: int) -> list[bytes]:
     """List a directory; names are encoded all together, which takes a third of the time."""
     names = os.listdir(fd)
     return os.fsencode("\0".join(names)).split(b"\0") if names else []
