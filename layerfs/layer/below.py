@@ -22,8 +22,8 @@ from layerfs.layer.attributes import get, opaque_name, proc_path
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
-"""How `Below.open` says that nothing has a path."""
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV})
+"""How `Below.open` says that nothing has a path. One that is too long for the kernel to say so is an error."""
 _MOST_HELD = 4096
 """Directories of which it is remembered which layers have them."""
 _MOST_LISTED = 4096

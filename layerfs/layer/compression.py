@@ -16,6 +16,8 @@ BLOCK = 1 << 20
 """Bytes of uncompressed data that go through the engine at a time."""
 CHUNK = 1 << 20
 """Bytes of compressed data that are read at a time."""
+_LEAST = 1 << 12
+"""Bytes that a gzip decoder is given at least."""
 _GZIP_WINDOW_BITS = 31
 """15 bits of window, plus 16 for a gzip header (zlib.h, inflateInit2)."""
 _ZSTD_WINDOW = 128 << 20
@@ -76,19 +78,25 @@ def decompress(chunks: Iterable[bytes], compression: Compression) -> Iterator[by
 
 
 def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the blocks of every member; zero bytes may pad the end, as gzip(1) allows."""
+    """Yield the blocks of every member; zero bytes may pad the end, as gzip(1) allows.
+
+    The decoder copies what it is given beyond the end of its member. Some layers have a member for each file (eStargz),
+    some may have nothing but ends, so it is given about as much as the last member took.
+    """
     from isal import isal_zlib  # noqa: PLC0415  a compiled module that only those who unpack need
 
     failure = cast("type[Exception]", isal_zlib.IsalError)  # its stub takes the class for an instance
     decoder = None
+    most = CHUNK
     for chunk in chunks:
-        data = chunk
-        while data:
+        position = 0
+        while position < len(chunk):
             if decoder is None:
-                data = data.lstrip(b"\0")
-                if not data:
+                position = _after_zeros(chunk, position)
+                if position == len(chunk):
                     break
                 decoder = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
+            data = memoryview(chunk)[position : position + most]
             try:
                 block = decoder.decompress(data, BLOCK)
                 # A full block may have left more in the decoder than in its input.
@@ -99,11 +107,18 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 raise Corrupt(f"the gzip stream is damaged: {error}") from error
             if block:
                 yield block
-            data = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+            taken = len(data) - len(decoder.unused_data if decoder.eof else decoder.unconsumed_tail)
+            position += taken
+            most = max(_LEAST, 2 * taken) if decoder.eof else CHUNK
             if decoder.eof:
                 decoder = None
     if decoder is not None:
         raise Corrupt("the gzip stream is truncated")
+
+
+def _after_zeros(data: bytes, position: int) -> int:
+    """Return where the zeros end that begin at a position."""
+    return position if data[position] else len(data) - len(data[position:].lstrip(b"\0"))
 
 
 def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -230,8 +230,12 @@ class TarReader:
         It may be missing at the end of the stream: `umoci insert` (0.4) does not close its archives, and Go's reader,
         which is that of the other tools, takes it so. Nothing of the file is missing, which the DiffID proves.
         """
-        while self._padding and (self._position < len(self._block) or self._load()):
-            self._padding -= len(self._some(self._padding))
+        end = self._position + self._padding
+        if end <= len(self._block):
+            self._position = end
+        else:
+            while self._padding and (self._position < len(self._block) or self._load()):
+                self._padding -= len(self._some(self._padding))
         self._padding = 0
 
     def _put_back(self, data: bytes) -> None:

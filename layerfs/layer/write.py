@@ -139,7 +139,6 @@ class _Writer:
         self._root = os.open(root.path, _DIRECTORY)
         self._here = self._root
         self._way = [(b"", self._root)]
-        self._written: set[bytes] = set()
         self._links: dict[Inode, tuple[bytes, int]] = {}
         self.entries = 0
 
@@ -163,7 +162,8 @@ class _Writer:
                 self._add(path)
         for path in self._unlisted_names(wanted):
             for part in (*_above(path), path):
-                if part not in self._written:
+                if part not in wanted:
+                    wanted.add(part)
                     self._add(part)
 
     # -- entries -------------------------------------------------------------------------------------------------------
@@ -178,7 +178,6 @@ class _Writer:
         if path == ROOT:
             self._write_by_name(b".", b".", os.fstat(self._root), self._root)
             return
-        self._written.add(path)
         above, _, name = path.rpartition(b"/")
         self._go_to(above)
         status = os.stat(_sound(name, path), dir_fd=self._here, follow_symlinks=False)

@@ -21,6 +21,7 @@ from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt, LayerfsError, Unsupported
 from layerfs.kernel.syscalls import rename_exchange
 from layerfs.layer.apply import apply
+from layerfs.layer.compression import Compression, decompress
 from layerfs.layer.limits import LimitExceeded, Limits
 from layerfs.tree import remove_tree
 from tests.layer import trees
@@ -242,6 +243,8 @@ def test_several_members_and_padding(root: Path) -> None:
     cuts = [0, 1, 600, 700_000, 2_000_000, len(plain)]
     pieces = [plain[start:end] for start, end in pairwise(cuts)]
     skippable = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"skip!"
+    tiny = [content[start : start + 3] for start in range(0, 30_000, 3)]
+    assert b"".join(decompress([b"".join(map(gzip.compress, [b"", *tiny, b""]))], Compression.GZIP)) == content[:30_000]
     for packed in (
         b"".join(gzip.compress(piece, 1) for piece in pieces) + bytes(1000),
         skippable + skippable.join(zstandard.ZstdCompressor().compress(piece) for piece in pieces) + skippable,
