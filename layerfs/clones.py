@@ -176,8 +176,14 @@ class Clone:
     def run(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
         """Run a command inside its root, with the host's network and no other isolation; return its exit status.
 
-        128 and a signal's number stand for a command that the signal ended.
+        128 and a signal's number stand for a command that the signal ended. Raise `Unsupported` in a store with an id
+        map: the command would be the host's root, whose files have no owner there.
         """
+        if self._parts.id_map is not None:
+            raise Unsupported(
+                f"{self._what} belongs to a user namespace, and the host's root would run in it",
+                hint=f"`layerfs run {self.name}` runs a container in a namespace of the store's id map",
+            )
         from layerfs.kernel.chroot import run_chroot  # noqa: PLC0415  see the imports above
 
         mounts = self.mounts()

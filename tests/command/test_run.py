@@ -175,6 +175,9 @@ def test_a_store_with_an_id_map_runs_in_a_user_namespace(fresh_dir: Path, shell_
     command("store", "create", *ids)
     command("image", "import", shell_layout)
     assert command("run", "--rm", "shell:1", "cat", "/proc/self/uid_map").split() == ["0", "100000", "65536"]
+    command("run", "--name", "web", "shell:1", "sh", "-c", "echo hello > /etc/motd")
+    command("commit", "web", "shell:2")
+    assert "layerfs run web" in command.fails(5, "shell", "web", "--", "id")
 
 
 def test_a_bundle_is_run_by_the_runtime_itself(box: Command, fresh_dir: Path) -> None:
