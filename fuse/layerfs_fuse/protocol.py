@@ -204,10 +204,12 @@ SETATTR_IN = Struct("=IIQQQQQQIIIIIIII")
 unused."""
 STATX_IN = Struct("=IIQII")
 """getattr_flags, reserved, fh, sx_flags, sx_mask."""
-STATX_OUT = Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
-"""attr_valid, attr_valid_nsec, flags; then mask, blksize, attributes, nlink, uid, gid, mode, spare, ino, size, blocks,
-attributes_mask, four times (atime, btime, ctime, mtime) seconds, nanoseconds and reserved, rdev_major, rdev_minor,
-dev_major, dev_minor."""
+STATX_OUT = Struct("=QII16x IIQ IIIH2x QQQQ qI4x qI4x qI4x qI4x II8x 112x")
+"""attr_valid, attr_valid_nsec, flags; mask, blksize, attributes; nlink, uid, gid, mode; ino, size, blocks,
+attributes_mask; seconds and nanoseconds of atime, btime, ctime and mtime; rdev_major, rdev_minor (dev: zero)."""
+STATX_UID = 52
+"""Where in it the owner stands, and right after it the group."""
+STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
 MKNOD_IN = Struct("=IIII")
 """mode, rdev, umask, padding; then the name."""
 MKDIR_IN = Struct("=II")

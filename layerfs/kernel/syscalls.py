@@ -109,7 +109,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 _STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_BTIME = 0x800
 _STATX_BYTES = 256
+_STATX_BTIME_OFFSET = 80
 _STATX_MNT_ID_OFFSET = 144
 _STATMOUNT_MNT_OPTS = 0x80
 _STATMOUNT_FIXED = 512
@@ -340,6 +342,20 @@ def mount_id(fd: int) -> int | None:
     if not mask & _STATX_MNT_ID_UNIQUE:
         return None
     return int(struct.unpack_from("=Q", buffer, _STATX_MNT_ID_OFFSET)[0])
+
+
+def birth_time(path: bytes, *, dir_fd: int | None = None, follow: bool = False) -> int | None:
+    """Return when a file was made, in nanoseconds since 1970; None where its file system does not know (statx(2)).
+
+    An empty path is ``dir_fd`` itself, of whatever kind that is.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    call = _function("statx", ctypes.c_int, _BYTES, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+    flags = AT_EMPTY_PATH if follow else AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW
+    _check(call(AT_FDCWD if dir_fd is None else dir_fd, path, flags, _STATX_BTIME, buffer), path)
+    (mask,) = struct.unpack_from("=I", buffer)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & _STATX_BTIME else None
 
 
 def mount_options(identity: int) -> bytes:

@@ -85,7 +85,7 @@ def unpacked(place: Path, branches: Sequence[Path]) -> Path:
     """Unpack the branches as layers of an image one upon the other."""
     place.mkdir()
     for branch in branches:
-        words = ["tar", "--format=pax", "-C", branch, "-c", "."]
+        words: list[str | Path] = ["tar", "--format=pax", "-C", branch, "-c", "."]
         archive = subprocess.run(words, check=True, capture_output=True).stdout
         apply(io.BytesIO(archive), LayerRoot(place, Whiteouts.REMOVE))
     return place

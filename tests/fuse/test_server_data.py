@@ -9,6 +9,7 @@ import random
 import select
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -240,6 +241,32 @@ def mounted(request: pytest.FixtureRequest, fresh_dir: Path) -> Iterator[Path]:
     (fresh_dir / "lower" / "lower").write_bytes(b"below" * 1000)
     with union_at(fresh_dir, WAYS[request.param]) as target:
         yield target
+
+
+def told(path: Path, cached: str) -> str:
+    """Ask statx(2) for everything, and for what the server says now if ``cached`` is "never"."""
+    words: list[str | Path] = ["stat", f"--cached={cached}", "--format=%W %i %f %h %u %g %s %b %t %T %X %Y %Z", path]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.root
+def test_the_time_of_birth_is_that_of_the_file_below(mounted: Path) -> None:
+    (mounted / "new").write_bytes(b"new")
+    os.mknod(mounted / "device", stat.S_IFCHR | 0o600, os.makedev(300, 70_000))
+    above = mounted.parent
+    for name, where in (("lower", "lower"), ("new", "upper"), ("device", "upper")):
+        born, *others = told(mounted / name, "never").split()
+        assert born == told(above / where / name, "never").split()[0] != "0"
+        assert others == told(mounted / name, "default").split()[1:]
+
+
+@pytest.mark.root
+def test_owners_are_shifted_also_for_statx(fresh_dir: Path) -> None:
+    (fresh_dir / "lower").mkdir()
+    (fresh_dir / "lower/lower").touch()
+    os.chown(fresh_dir / "lower/lower", 1000, 1000)
+    with union_at(fresh_dir, WAYS["passthrough"], parse_shift("0:1000:10")) as target:
+        assert told(target / "lower", "never").split()[4:6] == ["0", "0"]
 
 
 @pytest.mark.root

@@ -31,7 +31,7 @@ def handlers(
 
     Other opcodes get ENOSYS, which tells the kernel not to ask again. That is wanted for ACCESS (the kernel checks
     permissions), FLUSH (nothing waits for a close), OPENDIR (a directory needs no state), INTERRUPT (nothing takes
-    long enough), POLL, BMAP, STATX and locks (the kernel keeps them itself).
+    long enough), POLL, BMAP and locks (the kernel keeps them itself).
     """
     body = channel.body
     parts = (Names(union, files, body, session), Status(union, body, session), files)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, GID, RECORD_NAME, RECORD_NAMELEN, U32, UID
 from layerfs_fuse.ids import IdShift
-from layerfs_fuse.protocol import HEADER, SETATTR_IN, Opcode, SetAttr
+from layerfs_fuse.protocol import HEADER, SETATTR_IN, STATX_UID, Opcode, SetAttr
 from layerfs_fuse.server import Buffer, Handler, Header, Reply
 
 _ENTRIES = (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE, Opcode.TMPFILE)
@@ -26,6 +26,7 @@ def shifted(table: dict[int, Handler], body: memoryview, users: IdShift, groups:
     wrapped: dict[int, Handler] = {opcode: shift.of_entry(table[opcode]) for opcode in _ENTRIES if opcode in table}
     wrapped[Opcode.GETATTR] = shift.of_attributes(table[Opcode.GETATTR])
     wrapped[Opcode.SETATTR] = shift.of_change(table[Opcode.SETATTR])
+    wrapped[Opcode.STATX] = shift.of_statx(table[Opcode.STATX])
     wrapped[Opcode.READDIRPLUS] = shift.of_records(table[Opcode.READDIRPLUS])
     return {**table, **wrapped}
 
@@ -56,6 +57,15 @@ class _Shift:
         def handle(header: Header) -> Reply:
             reply = handler(header)
             return (reply[0], self._patched(reply[1], 0)) if isinstance(reply, tuple) else reply
+
+        return handle
+
+    def of_statx(self, handler: Handler) -> Handler:
+        """Wrap the handler that tells attributes as statx(2) has them."""
+
+        def handle(header: Header) -> Reply:
+            reply = handler(header)
+            return self._patched(reply, STATX_UID - UID) if isinstance(reply, bytes) else reply
 
         return handle
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 
-from layerfs_fuse.attributes import FOREVER, MTIME, MTIME_NSEC, U32, U64
+from layerfs_fuse.attributes import ATTRIBUTES, FOREVER, MTIME, MTIME_NSEC, U32, U64
 from layerfs_fuse.protocol import (
     ATTR_OUT,
     GETXATTR_IN,
@@ -15,6 +16,9 @@ from layerfs_fuse.protocol import (
     SETXATTR_IN,
     SETXATTR_IN_EXT,
     STATFS_OUT,
+    STATX_BASIC,
+    STATX_BTIME,
+    STATX_OUT,
     Init,
     Opcode,
     SetAttr,
@@ -54,6 +58,7 @@ class Status:
         return {
             Opcode.GETATTR: self.get_attributes,
             Opcode.SETATTR: self.set_attributes,
+            Opcode.STATX: self.get_birth_too,
             Opcode.GETXATTR: self.get_xattr,
             Opcode.LISTXATTR: self.list_xattrs,
             Opcode.SETXATTR: self.set_xattr,
@@ -66,6 +71,17 @@ class Status:
     def get_attributes(self, header: Header) -> Reply:
         """Tell the attributes of a node."""
         return _VALID, self._union.attributes(header[3])
+
+    def get_birth_too(self, header: Header) -> Reply:
+        """Tell the attributes and the time of birth, for statx(2) of somebody who wants that and trusts no cache."""
+        fields = ATTRIBUTES.unpack(self._union.attributes(header[3]))
+        ino, size, blocks, atime, mtime, ctime, atime_nsec, mtime_nsec, ctime_nsec = fields[:9]
+        mode, nlink, uid, gid, rdev, block, _ = fields[9:]
+        born = self._union.birth_time(header[3])
+        mask = STATX_BASIC if born is None else STATX_BASIC | STATX_BTIME
+        times = (atime, atime_nsec, *divmod(born or 0, _SECOND), ctime, ctime_nsec, mtime, mtime_nsec)
+        shown = (block, 0, nlink, uid, gid, mode, ino, size, blocks, 0)
+        return STATX_OUT.pack(FOREVER, 0, 0, mask, *shown, *times, os.major(rdev), os.minor(rdev))
 
     def set_attributes(self, header: Header) -> Reply:
         """Change attributes; a change time (with the writeback cache) is that of the file system below instead."""

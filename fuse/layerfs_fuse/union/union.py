@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from layerfs.contract import WritePolicy
 from layerfs.kernel import syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.union.requests import Options
 from layerfs_fuse.union.upper import Upper, proc
@@ -55,6 +56,18 @@ class Union(Xattrs):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def birth_time(self, number: int) -> int | None:
+        """Return when what shows was made where it lies, in nanoseconds; None where nobody knows. Raise ``OSError``."""
+        node = self._nodes.get(number)
+        if node is not None and node.upper:
+            place, path, follow = self._reach(node)
+            return syscalls.birth_time(path, dir_fd=place, follow=follow)
+        row = number if node is None else node.row
+        if not row or row > self.index.count:
+            return None  # it is gone, and somebody is still in it
+        with opened(self.lower.open(row, os.O_PATH)) as fd:
+            return syscalls.birth_time(b"", dir_fd=fd)
 
     def statfs(self) -> os.statvfs_result:
         """Return the state of the file system that is written to, or of the uppermost layer's."""
