@@ -14,8 +14,10 @@ from layerfs_bench.results import Cell, Key, Measurement, Outcome, Position, Res
 from layerfs_bench.statistics import FEWEST, Batches, Summary, batch_spread, mann_whitney, summarize
 from layerfs_bench.words import duration, percent
 
+WIDE = 0.25
+"""How far an interval may reach from the median: no sentence of a report speaks of less growth than this."""
 UNSTEADY = 0.10
-"""How far an interval, a process or the second half of the samples may be from the median; pyperf's check has it."""
+"""How far processes, or the halves of the samples, may lie apart; pyperf's check of benchmarks has this figure too."""
 _DRIFT_P, _APART_P = 0.001, 0.01
 """The p-values from which drift and processes apart are believed: every cell is tested, so few may cry wolf."""
 _HARNESS = 0.02
@@ -161,7 +163,7 @@ def _few(one: _Sampled) -> str:
 def _wide(one: _Sampled) -> str:
     middle, interval = one.summary.median, one.summary.interval
     reach = max(interval.high - middle, middle - interval.low) / middle if middle else 0.0
-    return f"the interval reaches {percent(reach)} from the median" if reach > UNSTEADY else ""
+    return f"the interval reaches {percent(reach)} from the median" if reach > WIDE else ""
 
 
 def _processes(one: _Sampled) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from layerfs_bench import findings, quantities, words
 from layerfs_bench.analysis import Analysis, Row, weight
@@ -110,26 +111,28 @@ def _lookup_by_position(analysis: Analysis) -> Iterator[Figure]:
 def _first_write(analysis: Analysis) -> Iterator[Figure]:
     titles = {"first": "first 4 bytes", "second": "second write"}
     panels = _filled(
-        _marked(_panel(title, _SIZE, analysis.select("write.first", which), "size"), Unit.SECONDS)
-        for which, title in titles.items()
+        _marked(_panel(title, _SIZE, analysis.select("write.first", which), "size")) for which, title in titles.items()
     )
     if not panels:
         return
     yield Figure(
         "first-write", "First write by size", findings.first_write(panels[0].lines, Unit.SECONDS),
         "Four bytes are written in the middle of a file that a lower layer holds: the first write pays for the copy, "
-        f"the second shows what is left of it. {_INTERVALS} The cross marks where copy-on-write stops being ahead.",
+        f"the second shows what is left of it. {_INTERVALS}{_crosses(panels)}",
         panels, table(panels),
     )  # fmt: skip
 
 
-def _marked(panel: Panel, unit: Unit) -> Panel:
-    """Mark where redirect-on-write gets ahead of copy-on-write."""
-    found = findings.crossing(panel.lines)
-    if found is None or not panel.title.startswith("first"):
-        return panel
-    mark = Mark(found.x, found.y, f"crossover: {words.amount(found.x, panel.x.unit)}, {words.amount(found.y, unit)}")
-    return Panel(panel.title, panel.x, panel.y, panel.lines, (mark,), panel.diagonal)
+def _marked(panel: Panel) -> Panel:
+    """Mark where redirecting gets ahead of copying."""
+    found = findings.crossings(panel.lines) if panel.title.startswith("first") else ()
+    marks = (Mark(one.x, one.y, f"crossover: {words.amount(one.x, panel.x.unit)}") for one in found)
+    return replace(panel, marks=tuple(marks))
+
+
+def _crosses(panels: Sequence[Panel]) -> str:
+    marked = any(panel.marks for panel in panels)
+    return " A cross marks where a driver that redirects gets ahead of the best that copies." if marked else ""
 
 
 def _write_amplification(analysis: Analysis) -> Iterator[Figure]:
@@ -138,13 +141,14 @@ def _write_amplification(analysis: Analysis) -> Iterator[Figure]:
     found = lines(rows, "size", counted(quantities.DEVICE_WRITTEN.name))
     if not found:
         return
-    panel = _marked(Panel("first write: bytes at the device", _SIZE, axis, found, (), "the file itself"), Unit.BYTES)
+    panel = _marked(Panel("first write: bytes at the device", _SIZE, axis, found, (), "the file itself"))
     written = next((row.measurement.written for row in rows if row.measurement.written), None)
     sentence = findings.first_write(found, Unit.BYTES)
     yield Figure(
         "write-amplification", "Write amplification", f"{sentence} {_amplified(found, written)}".strip(),
         "What reached the device from before the first write until a syncfs after it; points are medians, bars reach "
-        "from the least to the most. On the dashed line a write costs as many bytes as the file has.",
+        "from the least to the most. On the dashed line a write costs as many bytes as the file has."
+        + _crosses((panel,)),
         (panel,), table((panel,)),
     )  # fmt: skip
 

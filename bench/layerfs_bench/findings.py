@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerfs.commands.frame.units import size
 from layerfs.contract import CopyUnit, WritePolicy
 from layerfs_bench import words
+from layerfs_bench.analysis import WIDE
 from layerfs_bench.figures import Line, Panel
 from layerfs_bench.results import Cell, Unit
 
-FLAT = 1.25
+FLAT = 1 + WIDE
 """How many times the first value the last one of a line may be that is called flat."""
 _FEW = 2.0
 """The same where there are so few samples that their interval means nothing."""
@@ -22,7 +23,7 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Where the cheapest of two kinds of lines changes: below ``x`` the first kind is ahead, from there the second."""
+    """Where two lines cross: below ``x`` the cell ``before`` is ahead, from there on ``after``."""
 
     x: float
     y: float
@@ -144,8 +145,10 @@ def ranking(lines: Sequence[Line], what: str, unit: Unit) -> str:
     where = f", {best.points[-1].text}" if best.points[-1].text not in {"", what.removeprefix("In ")} else ""
     if ratio <= FLAT:
         return f"{what}{where}, all {len(shared)} cells lie within {words.percent(ratio - 1)} of each other."
+    level = [line.cell.name for line in shared if line is not best and line.points[-1].low <= best.points[-1].high]
+    names = f"{listed([best.cell.name, *level])} {'are' if level else 'is'}"
     return (
-        f"{what}{where}, {best.cell.name} is ahead with {words.amount(best.points[-1].y, unit)}; "
+        f"{what}{where}, {names} ahead with {words.amount(best.points[-1].y, unit)}; "
         f"{worst.cell.name} takes {words.times(ratio)} as much ({words.amount(worst.points[-1].y, unit)})."
     )
 
@@ -163,23 +166,27 @@ def redirects(cell: Cell) -> bool:
     return cell.write_policy is WritePolicy.REDIRECT_ON_WRITE
 
 
-def crossing(
-    lines: Sequence[Line], before: Callable[[Cell], bool] = copies, after: Callable[[Cell], bool] = redirects
-) -> Crossing | None:
-    """Return where the cheapest cell of the first kind stops being ahead of the cheapest of the second, if it does.
+def crossings(lines: Sequence[Line]) -> tuple[Crossing, ...]:
+    """Return for each cell that redirects where the cheapest that copies stops being ahead of it, if it does.
 
     Between two places that were measured lines are straight on logarithmic axes, as the plot draws them.
     """
-    first, second = (_cheapest([line for line in lines if kind(line.cell)]) for kind in (before, after))
-    shared = sorted(first.keys() & second.keys())
-    ahead = [math.log(first[x][0] / second[x][0]) for x in shared]
+    copying = _cheapest([line for line in lines if copies(line.cell)])
+    found = (_crossing(copying, line) for line in lines if redirects(line.cell))
+    return tuple(one for one in found if one is not None)
+
+
+def _crossing(copying: Mapping[float, tuple[float, Cell]], line: Line) -> Crossing | None:
+    shared = [point for point in line.points if point.x in copying]
+    ahead = [math.log(copying[point.x][0] / point.y) for point in shared]
     for number in range(1, len(shared)):
         left, right = ahead[number - 1], ahead[number]
         if left <= 0 < right:
+            start, end = shared[number - 1], shared[number]
             share = -left / (right - left)
-            x = _between(shared[number - 1], shared[number], share)
-            y = _between(first[shared[number - 1]][0], first[shared[number]][0], share)
-            return Crossing(x, y, first[shared[number - 1]][1], second[shared[number]][1])
+            return Crossing(
+                _between(start.x, end.x, share), _between(start.y, end.y, share), copying[start.x][1], line.cell
+            )
     return None
 
 
@@ -203,28 +210,29 @@ def first_write(lines: Sequence[Line], unit: Unit) -> str:
     if not copying or not redirecting:
         absent = "copies a file at its first write" if not copying else "redirects"
         return f"No driver that {absent} was measured, so copy-on-write and redirect-on-write cannot be compared."
-    found = crossing(lines)
-    if found is not None:
-        lead = (
-            f"Up to files of some {size(round(found.x))} copy-on-write is ahead ({found.before.name}), beyond them "
-            f"redirect-on-write ({found.after.name})."
-        )
-    else:
-        lead = _never(copying, redirecting)
+    lead = " ".join(_versus(_cheapest(copying), line) for line in redirecting)
     return f"{lead} {_at_the_largest(copying, redirecting, unit)}".strip()
 
 
-def _never(copying: Sequence[Line], redirecting: Sequence[Line]) -> str:
-    first, second = _cheapest(copying), _cheapest(redirecting)
-    shared = sorted(first.keys() & second.keys())
+def _versus(copying: Mapping[float, tuple[float, Cell]], line: Line) -> str:
+    """Say from which size on a cell that redirects is ahead of the cheapest that copies."""
+    shared = [point for point in line.points if point.x in copying]
+    name = line.cell.name
     if not shared:
-        return "Copy-on-write and redirect-on-write were measured at no size in common."
-    if len(shared) == 1:
-        ahead = "copying a file" if first[shared[0]][0] <= second[shared[0]][0] else "redirect-on-write"
-        return f"At {size(round(shared[0]))}, the only size that was measured, {ahead} is ahead."
-    if all(first[x][0] <= second[x][0] for x in shared):
-        return f"Up to {size(round(shared[-1]))}, the largest file, copying it is ahead of redirecting."
-    return f"From {size(round(shared[0]))} on, the smallest file, redirect-on-write is ahead of copying."
+        return f"{name} was measured at no size at which copying was."
+    found = _crossing(copying, line)
+    if found is not None:
+        here = size(round(found.x))
+        return f"{name} redirects, and is ahead of copying ({found.before.name}) from files of some {here} on."
+    ahead = [point.y < copying[point.x][0] for point in shared]
+    ends = f"{size(round(shared[0].x))} to {size(round(shared[-1].x))}"
+    if all(ahead):
+        return f"{name} redirects, and is ahead of copying at every size, {ends}."
+    return (
+        f"{name} redirects, and "
+        + ("is behind copying at every size, " if not any(ahead) else "changes places with copying, ")
+        + f"{ends}."
+    )
 
 
 def _at_the_largest(copying: Sequence[Line], redirecting: Sequence[Line], unit: Unit) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from layerfs.commands.frame.units import size
 from layerfs_bench import words
-from layerfs_bench.analysis import UNSTEADY, Analysis, Row
+from layerfs_bench.analysis import UNSTEADY, WIDE, Analysis, Row
 from layerfs_bench.figures import Table
 from layerfs_bench.looks import Look
 from layerfs_bench.report.elements import bullets, definitions, details, paragraphs, section, table
@@ -104,9 +104,10 @@ def _how(results: Results) -> tuple[str, str]:
     reading = (
         f"Figures are medians. Intervals are of 95 %, by the bootstrap in two stages ({RESAMPLES:,} resamples): "
         "processes, then their samples. A figure is called unstable when it has fewer than "
-        f"{FEWEST} samples, when its interval reaches further than {words.percent(UNSTEADY)} from the median, when its "
-        "processes or the two halves of its samples lie so far apart and a rank test says that it is no chance, when "
-        "the caches were not in the state that was asked for, or when the harness takes more than 2 % of it."
+        f"{FEWEST} samples, when its interval reaches further than {words.percent(WIDE)} from the median, when its "
+        f"processes or the two halves of its samples lie {words.percent(UNSTEADY)} apart and a rank test says that it "
+        "is no chance, when the caches were not in the state that was asked for, or when the harness takes more than "
+        "2 % of it."
     )
     return order, reading
 
