@@ -19,7 +19,7 @@ from layerfs.clones import Clone
 from layerfs.contract import LayerRoot, Mount, Traits, Usage, Whiteouts
 from layerfs.errors import Busy, FailedPrecondition, LayerfsError, NotFound
 from layerfs.kernel import mounting
-from layerfs.layer.apply import apply
+from layerfs.layer.apply import OwnerPolicy, apply
 from layerfs.layer.changes import changes
 from layerfs.layer.compression import Compression
 from layerfs.layer.write import write_layer
@@ -234,8 +234,9 @@ class PlainBed:
 
     def _unpack(self, spec: ImageSpec, path: Path) -> None:
         (layer,) = inputs.layers(self._layouts(inputs.flattened(spec)))
+        owner = OwnerPolicy.KEEP if os.geteuid() == 0 else OwnerPolicy.SQUASH
         with layer.open("rb") as stream:
-            apply(stream, LayerRoot(path, Whiteouts.REMOVE), base=True)
+            apply(stream, LayerRoot(path, Whiteouts.REMOVE), base=True, owner=owner)
 
     def layering(self) -> Layering:
         """Let one directory hold all layers."""
@@ -259,15 +260,24 @@ class PlainRoot:
         self._shown: Path | None = None
 
     def mount(self, target: Path) -> None:
-        """Bind the directory to its place."""
-        mounting.mount([Mount("bind", str(self._path), ("bind", "rw"))], target)
+        """Bind the directory to its place, or link it there where this user may mount nothing."""
+        if os.geteuid() == 0:
+            mounting.mount([Mount("bind", str(self._path), ("bind", "rw"))], target)
+        else:
+            target.rmdir()
+            target.symlink_to(self._path)
         self._shown = target
 
     def unmount(self) -> None:
         """Take the bind mount away."""
-        if self._shown is not None:
+        if self._shown is None:
+            return
+        if self._shown.is_symlink():
+            self._shown.unlink()
+            self._shown.mkdir()
+        else:
             mounting.unmount(self._shown)
-            self._shown = None
+        self._shown = None
 
     def commit(self) -> None:
         """Write a compressed tar of everything beside the directory, and sync it."""

@@ -5,6 +5,7 @@ A cell that cannot be had is not an error: it is left out, with the reason and w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from layerfs.contract import WritePolicy
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, Unsupported
 from layerfs_bench import beds, inputs, places
 from layerfs_bench.beds import Bed
 from layerfs_bench.places import Ground
@@ -81,7 +82,8 @@ def selected(words: Sequence[str]) -> tuple[Wanted, ...]:
 def unknown(words: Sequence[str]) -> list[str]:
     """Return the words that name no cell and no driver of one."""
     names = {word for one in CELLS for word in (one.name, one.driver)}
-    return [word for word in words if word not in names]
+    stems = tuple(f"{stem}-" for stem, _, _ in _ANYWHERE)  # on whatever file system a user's directory lies
+    return [word for word in words if word not in names and not word.startswith(stems)]
 
 
 def on_loops(
@@ -106,20 +108,30 @@ def on_loops(
     return lanes, left_out
 
 
-def on_directory(directory: Path, words: Sequence[str], why: str) -> tuple[list[Lane], list[LeftOut]]:
-    """Put the cells that need no root into a directory of the user's; ``why`` says why the others are left out."""
+def on_directory(
+    directory: Path, words: Sequence[str], wanted: Sequence[Wanted], why: str
+) -> tuple[list[Lane], list[LeftOut]]:
+    """Put the cells that need no root into a directory of the user's, those that ``words`` name or all.
+
+    ``why`` says why the others that are ``wanted`` are left out.
+    """
     ground = places.existing(directory)
     below = ground.place.file_system
     lanes: list[Lane] = []
     left_out: list[LeftOut] = []
     for stem, driver, options in _ANYWHERE:
         one = Wanted(f"{stem}-{below}", driver, below, options)
-        if not words or driver == PLAIN or {one.name, driver} & set(words):
+        if not words or driver == PLAIN or {one.name, driver, *_elsewhere(stem)} & set(words):
             _try(one, ground, lanes, left_out)
     there = {lane.cell.name for lane in lanes} | {one.what for one in left_out}
-    missed = [one for one in selected(words) if one.name not in there and one.driver != PLAIN]
+    missed = [one for one in wanted if one.name not in there and one.driver != PLAIN]
     left_out += [LeftOut(one.name, why, "run it as root") for one in missed]
     return lanes, left_out
+
+
+def _elsewhere(stem: str) -> set[str]:
+    """Return the names that a cell has on the file systems that root can make."""
+    return {f"{stem}-{place}" for place in places.FILE_SYSTEMS}
 
 
 def names_without_root(directory: Path) -> list[str]:
@@ -145,6 +157,10 @@ def _described(lane: Lane) -> Lane:
         traits = bed.traits
     if traits is None:
         return replace(lane, cell=replace(lane.cell, write_policy=WritePolicy.IN_PLACE))
+    if os.geteuid() != 0 and not traits.unprivileged:
+        raise Unsupported(
+            "its mounts need a user namespace, which this host forbids", hint="`layerfs doctor` says what to do"
+        )
     return replace(lane, cell=replace(lane.cell, copy_unit=traits.copy_unit, write_policy=traits.write_policy))
 
 

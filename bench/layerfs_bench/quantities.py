@@ -30,7 +30,6 @@ MEMORY_CGROUP = Kind("memory_cgroup", Unit.BYTES, "memory that the control group
 PAGE_CACHE = Kind("page_cache", Unit.BYTES, "page cache that was taken, by the difference of /proc/meminfo")
 RESIDENT = Kind("resident", Unit.BYTES, "bytes of the file that are in the page cache, by mincore, all clones together")
 SYNC = Kind("sync", Unit.SECONDS, "how long the syncfs after the operation took")
-CPU = Kind("cpu", Unit.SECONDS, "processor time of this process and of the servers of its mounts, one operation")
 
 KINDS = {
     kind.name: kind
@@ -45,6 +44,5 @@ KINDS = {
         PAGE_CACHE,
         RESIDENT,
         SYNC,
-        CPU,
     )
 }

@@ -230,6 +230,7 @@ def _in_child(plan: Plan, stop: Stop, work: Path, number: int) -> Found:
             bed,
             lane.ground,
             work,
+            least=plan.profile.rounds,
             slice_=plan.profile.slice,
             rng=random.Random(f"{plan.seed}/{number}"),  # noqa: S311  choices that can be had again
             memory=plan.memory,

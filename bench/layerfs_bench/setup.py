@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from layerfs_bench.lanes import Lane
 from layerfs_bench.profiles import Profile
 from layerfs_bench.results import LeftOut
 from layerfs_bench.runner import Plan
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = "layerfs-bench-"
 _LOCK = "lock"
@@ -68,7 +71,8 @@ def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
             wanted = lanes.selected(wishes.cells or profile.cells)
             there, left_out = lanes.on_loops(wanted, work, profile.place, undo, lambda what: listener(Preparing(what)))
         else:
-            there, left_out = lanes.on_directory(work, wishes.cells or profile.cells, _NEEDS_ROOT)
+            wanted = lanes.selected(wishes.cells or profile.cells)
+            there, left_out = lanes.on_directory(work, wishes.cells, wanted, _NEEDS_ROOT)
         if not any(not lane.cell.is_baseline for lane in there):
             reasons = "; ".join(f"{one.what}: {one.reason}" for one in left_out)
             raise Unsupported(f"no driver can be measured here: {reasons}", hint="`layerfs doctor` says what to do")
@@ -79,11 +83,14 @@ def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
 def isolate() -> None:
     """Let mounts from now on be seen by this process and its children only, and end with them (unshare(2)).
 
-    So nothing stays mounted whatever befalls the run. An ordinary user becomes root of a user namespace for that;
-    raise `Unsupported` where the host forbids it.
+    So nothing stays mounted whatever befalls the run. An ordinary user becomes root of a user namespace for that; where
+    the host forbids it, only drivers that need none are measured.
     """
     if os.geteuid() != 0:
-        userns.enter()
+        try:
+            userns.enter()
+        except Unsupported as error:
+            _log.info("%s; going on without", error)
         return
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)

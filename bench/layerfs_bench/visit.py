@@ -1,7 +1,7 @@
 """A visit: a scenario at work in one cell, in a process of its own, and all that it may ask for.
 
 It takes samples by `time`, counts beside them by `count` and `traffic`, and gives back `Measurement`s. How often it
-repeats itself is the visit's matter (`rounds`): at least a few times, then as long as its slice of time lasts.
+repeats itself is the visit's matter (`rounds`): at least so often, then as long as its slice of time lasts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from layerfs_bench.results import (
 
 P = ParamSpec("P")
 
-LEAST_ROUNDS = 3
-
 
 @dataclass(slots=True)
 class _Series:
@@ -59,8 +57,8 @@ class Found:
 class Visit:
     """What a scenario works with.
 
-    ``target`` is an empty directory to mount at, ``work`` one for other things, both gone afterwards. ``slice`` are the
-    seconds that the samples should take together, and ``rng`` is for all that is chosen by chance.
+    ``target`` is an empty directory to mount at, ``work`` one for other things, both gone afterwards. ``least`` and
+    ``slice_`` are the profile's rounds and seconds, and ``rng`` is for all that is chosen by chance.
     """
 
     def __init__(
@@ -71,6 +69,7 @@ class Visit:
         ground: Ground,
         work: Path,
         *,
+        least: int,
         slice_: float,
         rng: random.Random,
         memory: MemoryMeter,
@@ -82,6 +81,7 @@ class Visit:
         self.work = work
         self._scenario = scenario
         self._ground = ground
+        self._least = least
         self._slice = slice_
         self._series: dict[Key, _Series] = {}
         self._state: State | None = None
@@ -90,11 +90,12 @@ class Visit:
 
     # Samples
 
-    def rounds(self, most: int = 1000) -> Iterator[int]:
-        """Count rounds from 0: at least three, then until the slice is used up or there were ``most``."""
+    def rounds(self, *, least: int | None = None, most: int = 1000) -> Iterator[int]:
+        """Count rounds from 0: at least ``least``, or as the profile says, then until the slice of time is over."""
+        least = self._least if least is None else least
         until = time.monotonic() + self._slice
         for number in range(most):
-            if number >= LEAST_ROUNDS and time.monotonic() >= until:
+            if number >= least and time.monotonic() >= until:
                 return
             yield number
 

@@ -25,6 +25,7 @@ from layerfs_bench.scenarios.base import Metric, Scale, Scenario
 from layerfs_bench.setup import Wishes
 from layerfs_bench.visit import Visit
 from tests.support import leftovers
+from tests.support.rootless import Rootless
 
 SCALE = Scale(depths=(1, 4), sizes=(4096, 65536), clones=(2,), workers=(2,), shared=(2,), files=8)
 TINY = replace(profiles.QUICK, scale=SCALE, passes=1, slice=0.0, place=1 << 30, budget=None, limit=60.0)
@@ -32,22 +33,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """Hold every test to it: what was mounted and attached before is what is there after."""
-
-    def there() -> tuple[list[str], list[str]]:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        loops = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-        ours = [line for line in mounts if "layerfs-bench" in line]
-        backing = [path for path in loops if "layerfs-bench" in Path(path).read_text()]
-        return ours, backing
-
-    before = there()
+def _nothing_left(fresh_dir: Path) -> Iterator[None]:
+    """Hold every test to it: nothing is mounted or attached below its directory afterwards."""
     yield
     deadline = time.monotonic() + 5  # autoclear happens when the last user has gone
-    while there() != before and time.monotonic() < deadline:
+    while leftovers.find([fresh_dir]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert there() == before
+    assert leftovers.find([fresh_dir]).lines() == []
 
 
 def _run(wishes: Wishes, tmp: Path, heard: list[events.Event] | None = None) -> Results:
@@ -177,6 +169,7 @@ def _command(*words: str | Path) -> list[str]:
 
 def _arguments(directory: Path) -> list[str | Path]:
     return [
+        "--no-report",
         "--work",
         directory,
         "--out",
@@ -268,6 +261,50 @@ def test_a_store_of_the_users_is_measured_where_it_is_and_left_as_it_was(fresh_d
         assert opened.clones() == ()
         assert opened.plan_prune().items == ()
     assert not list(store.glob("layerfs-bench*"))
+
+
+@pytest.mark.rootless
+@pytest.mark.slow
+@pytest.mark.driver("fuse")
+def test_an_ordinary_user_measures_what_works_without_root(run_rootless: Rootless, rootless_dir: Path) -> None:
+    def measure() -> tuple[int, str]:
+        words = ["--budget", "30s", "--scenario", "lookup.walk", "--no-report", "--out", "r.json", "--work", "."]
+        done = subprocess.run(_command(*words), capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    status, said = run_rootless(measure)
+    assert status == 0, said
+    results = document.read(rootless_dir / "r.json")
+    drivers = {one.cell.driver for one in results.measurements if one.samples}
+    assert drivers >= {"plain", "fuse", "copy"}
+    assert results.fingerprint.user == "user namespace"
+    left_out = {one.what: one for one in results.left_out}
+    assert left_out["overlay2-xfs"].reason == "loop devices need root"
+    assert left_out["btrfs"].hint == "run it as root"
+    states = {
+        (one.cell.driver, one.state.reached) for one in results.measurements if one.key.metric == "first" and one.state
+    }
+    assert ("fuse", CacheState.FIRST) in states, "a fresh mount knows no names"
+    assert ("plain", CacheState.WARM) in states, "a user may not drop caches, and that is said"
+    assert [path.name for path in rootless_dir.iterdir()] == ["r.json"]
+
+
+@pytest.mark.rootless
+@pytest.mark.driver("fuse")
+def test_without_a_user_namespace_only_the_driver_that_needs_none_is_measured(
+    run_rootless: Rootless, rootless_dir: Path
+) -> None:
+    def measure() -> tuple[list[str], list[str], list[str]]:
+        wishes = Wishes(replace(TINY, scale=replace(SCALE, depths=(2,))), scenarios=("lookup.walk", "write.create"))
+        results = _run(wishes, rootless_dir)
+        reasons = [f"{one.cell.name}: {one.reason}" for one in results.measurements if one.reason]
+        cells = sorted({one.cell.driver for one in results.measurements})
+        return cells, reasons, [one.reason for one in results.left_out if one.what.startswith("copy-")]
+
+    cells, reasons, why = run_rootless(measure)
+    assert (cells, reasons) == (["fuse", "plain"], [])
+    assert why[0] == "its mounts need a user namespace, which this host forbids"
+    assert list(rootless_dir.iterdir()) == []
 
 
 @pytest.mark.root

@@ -11,9 +11,10 @@ from typing import ClassVar
 from layerfs_bench import beds, caches, clock, quantities
 from layerfs_bench.beds import Root
 from layerfs_bench.counters import Memory
+from layerfs_bench.inputs import Item
 from layerfs_bench.results import CacheState, Parameters
 from layerfs_bench.scenarios.base import Metric, Scale, Scenario
-from layerfs_bench.scenarios.images import files, files_of
+from layerfs_bench.scenarios.images import contents, files, files_of
 from layerfs_bench.visit import Visit
 
 _BLOCK = 128 << 10
@@ -100,7 +101,8 @@ class Shared(Scenario):
             "unions share the pages of the layer, so it is in memory; a snapshot has pages of its own for each clone",
         ),
     )
-    SIZE: ClassVar[int] = 16 << 20
+    FILE: ClassVar[str] = "data/shared"
+    SIZE: ClassVar[int] = 8 << 20
 
     def cases(self, scale: Scale) -> Iterator[Parameters]:
         """Go by clones."""
@@ -108,9 +110,10 @@ class Shared(Scenario):
 
     def visit(self, visit: Visit) -> None:
         """Mount all clones, read, and count the page cache that was taken."""
-        visit.bed.load(files(self.SIZE))
-        for _ in visit.rounds(most=4):
-            roots = [visit.make(files(self.SIZE)) for _ in range(visit.parameters.clones or 1)]
+        spec = contents("shared", [Item("data"), Item(self.FILE, self.SIZE)])
+        visit.bed.load(spec)
+        for _ in visit.rounds(most=8):
+            roots = [visit.make(spec) for _ in range(visit.parameters.clones or 1)]
             try:
                 self._read(visit, roots)
             finally:
@@ -126,7 +129,7 @@ class Shared(Scenario):
                 undo.enter_context(beds.shown(root, place))
             if cold is None:
                 visit.reach(CacheState.COLD)
-            names = [place / files_of(self.SIZE)[0] for place in places]
+            names = [place / self.FILE for place in places]
             before = visit.memory.read()
             visit.time("first-clone", _read_all, os.fspath(names[0]))
             for name in names[1:]:
