@@ -5,6 +5,7 @@ A *row* is a measurement with its figures. A *concern* is a reason to doubt one:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -61,6 +62,11 @@ class Row:
     def cell(self) -> Cell:
         """Return where it was measured."""
         return self.measurement.cell
+
+    @property
+    def unstable(self) -> bool:
+        """Tell whether its samples contradict each other; that they are few is another thing."""
+        return any(concern.doubt is not Doubt.FEW for concern in self.concerns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,23 @@ def batches(measurement: Measurement) -> Batches:
     return tuple(apart.values())
 
 
+def doubts(analysis: Analysis) -> tuple[str, ...]:
+    """Return sentences that say how many figures are unstable and why, and how many have few samples."""
+    found = Counter(one.doubt for row in analysis.rows for one in row.concerns if one.doubt is not Doubt.FEW)
+    unstable = sum(row.unstable for row in analysis.rows)
+    few = sum(row.summary.count < FEWEST for row in analysis.rows)
+    told = ", ".join(f"{doubt} {count:,}" for doubt, count in found.most_common())
+    sentences: list[str] = []
+    if unstable:
+        sentences.append(f"{unstable:,} of {len(analysis.rows):,} measurements are unstable: {told}.")
+    if few:
+        sentences.append(
+            f"{few:,} have fewer than {FEWEST} samples, too few for an interval: take figures to cite from a longer "
+            "run, such as `layerfs bench run --profile standard`."
+        )
+    return tuple(sentences)
+
+
 # -- concerns ----------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +184,8 @@ def _few(one: _Sampled) -> str:
 
 
 def _wide(one: _Sampled) -> str:
+    if one.summary.count < FEWEST:  # then an interval means nothing, and that is said already
+        return ""
     middle, interval = one.summary.median, one.summary.interval
     reach = max(interval.high - middle, middle - interval.low) / middle if middle else 0.0
     return f"the interval reaches {percent(reach)} from the median" if reach > WIDE else ""

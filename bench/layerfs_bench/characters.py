@@ -13,10 +13,12 @@ import click
 from layerfs.commands.frame.text import printable
 from layerfs_bench import words
 from layerfs_bench.figures import Line, Panel
-from layerfs_bench.looks import SIGNS, Look
+from layerfs_bench.looks import Look
 
 COLOURS = ("bright_black", "blue", "red", "green", "magenta", "yellow", "cyan", "white")
 """The terminal's colours for those of `layerfs_bench.looks`."""
+_SIGNS = "●■◆▲▼✚✖○□◇△▽★☆abcdefghijklmnopqrstuvwxyz"
+"""A sign for each cell, so that they are told apart without colour."""
 _PATH = "·"
 _MARGIN = 10
 """Characters of the names at the y axis."""
@@ -63,9 +65,13 @@ def plot(panel: Panel, looks: Mapping[str, Look], *, width: int = 72, height: in
 
 def legend(names: Sequence[str], looks: Mapping[str, Look]) -> str:
     """Return the signs and names of cells."""
-    return "   ".join(
-        f"{click.style(SIGNS[looks[name].marker], fg=COLOURS[looks[name].colour])} {printable(name)}" for name in names
-    )
+    signs = {name: click.style(sign(looks[name]), fg=COLOURS[looks[name].colour]) for name in names}
+    return "   ".join(f"{signs[name]} {printable(name)}" for name in names)
+
+
+def sign(look: Look) -> str:
+    """Return the character of a cell."""
+    return _SIGNS[look.number % len(_SIGNS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def _draw(grid: _Grid, line: Line, look: Look, across: _Scale, up: _Scale) -> No
             share = (column - left) / (right - left)
             grid.put(column, round(start + (end - start) * share), _PATH, look.colour, over=False)
     for column, row in places:
-        grid.put(column, row, SIGNS[look.marker], look.colour)
+        grid.put(column, row, sign(look), look.colour)
 
 
 def _names(lines: Sequence[Line], across: _Scale, width: int) -> str:

@@ -16,8 +16,6 @@ COLOURS = 8
 """How many there are; the first is that of plain directories."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 """In matplotlib's letters: circle, square, diamond, triangles, plus and cross."""
-SIGNS = ("●", "■", "◆", "▲", "▼", "✚", "✖")
-"""The same as characters."""
 _DASHES = {WritePolicy.COPY_ON_WRITE: "solid", WritePolicy.REDIRECT_ON_WRITE: "dashed"}
 _OTHER_DASHES = "dotted"
 

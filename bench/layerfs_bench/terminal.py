@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 
 import click
@@ -11,7 +10,7 @@ import click
 from layerfs.commands.frame.session import Json, Session
 from layerfs.commands.frame.text import printable, table, tame
 from layerfs_bench import characters, ratios, words
-from layerfs_bench.analysis import Analysis, Row, analyse
+from layerfs_bench.analysis import Analysis, Row, analyse, doubts
 from layerfs_bench.catalogue import figures
 from layerfs_bench.figures import Figure
 from layerfs_bench.looks import looks
@@ -61,7 +60,7 @@ def _overview(analysis: Analysis) -> Iterator[str]:
     ]
     yield ""
     yield table(headings, [details, *rows], right=headings[1:])
-    yield "plain: medians; others: multiples of the plain directory on the same file system; ~ is unstable"
+    yield "plain: medians; others: multiples of the plain directory on that file system; ~ unstable or few samples"
 
 
 def _figure(figure: Figure, analysis: Analysis) -> Iterator[str]:
@@ -77,12 +76,9 @@ def _figure(figure: Figure, analysis: Analysis) -> Iterator[str]:
 
 
 def _doubts(analysis: Analysis) -> Iterator[str]:
-    doubtful = [row for row in analysis.rows if row.concerns]
-    if doubtful:
-        counts = Counter(concern.doubt for row in doubtful for concern in row.concerns)
-        told = ", ".join(f"{doubt} {count}" for doubt, count in counts.most_common())
+    for sentence in doubts(analysis):
         yield ""
-        yield click.style(f"{len(doubtful)} of {len(analysis.rows)} measurements are unstable: {told}", fg="yellow")
+        yield click.style(sentence, fg="yellow")
     for one in analysis.failures:
         yield tame(f"{one.outcome}: {words.key(one.key)} on {one.cell.name}: {one.reason}")
     for left in analysis.results.left_out:

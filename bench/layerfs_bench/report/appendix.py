@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from layerfs.commands.frame.units import size
 from layerfs_bench import words
 from layerfs_bench.analysis import UNSTEADY, WIDE, Analysis, Row
+from layerfs_bench.analysis import doubts as told_doubts
 from layerfs_bench.figures import Table
 from layerfs_bench.looks import Look
 from layerfs_bench.report.elements import bullets, definitions, details, paragraphs, section, table
@@ -19,10 +19,7 @@ from layerfs_bench.statistics import FEWEST, RESAMPLES
 
 def doubts(analysis: Analysis) -> str:
     """Return what was not measured, and which figures should be trusted less."""
-    doubtful = [row for row in analysis.rows if row.concerns]
-    counts = Counter(concern.doubt for row in doubtful for concern in row.concerns)
-    told = ", ".join(f"{doubt} ({count})" for doubt, count in counts.most_common())
-    said = f"{len(doubtful)} of {len(analysis.rows)} measurements are unstable: {told}." if doubtful else ""
+    doubtful = [row for row in analysis.rows if row.unstable]
     calm = "Every measurement is stable." if analysis.rows and not doubtful else ""
     every = Table(("cell", "what", "why it is doubtful"), tuple(_concerns(doubtful)))
     failed = Table(
@@ -31,7 +28,7 @@ def doubts(analysis: Analysis) -> str:
     )
     left = [f"{one.what}: {one.reason}" + (f" ({one.hint})" if one.hint else "") for one in analysis.results.left_out]
     parts = (
-        paragraphs(said, calm),
+        paragraphs(*told_doubts(analysis), calm),
         details("Unstable measurements", table(every, "Unstable measurements")) if doubtful else "",
         table(failed, "Failed, timed out or skipped") if analysis.failures else "",
         f"<h3>Left out on this machine</h3>{bullets(left)}" if left else "",
@@ -103,11 +100,10 @@ def _how(results: Results) -> tuple[str, str]:
     )
     reading = (
         f"Figures are medians. Intervals are of 95 %, by the bootstrap in two stages ({RESAMPLES:,} resamples): "
-        "processes, then their samples. A figure is called unstable when it has fewer than "
-        f"{FEWEST} samples, when its interval reaches further than {words.percent(WIDE)} from the median, when its "
-        f"processes or the two halves of its samples lie {words.percent(UNSTEADY)} apart and a rank test says that it "
-        "is no chance, when the caches were not in the state that was asked for, or when the harness takes more than "
-        "2 % of it."
+        f"processes, then their samples; they take {FEWEST} samples. A figure is called unstable when its interval "
+        f"reaches further than {words.percent(WIDE)} from the median, when its processes or the two halves of its "
+        f"samples lie {words.percent(UNSTEADY)} apart and a rank test says that it is no chance, when the caches were "
+        "not in the state that was asked for, or when the harness takes more than 2 % of it."
     )
     return order, reading
 

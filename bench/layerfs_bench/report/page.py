@@ -106,7 +106,8 @@ def _overview(analysis: Analysis, of_cells: Mapping[str, Look]) -> str:
         '<section aria-labelledby="overview"><h2 id="overview">Beside a plain directory</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-labelledby="overview"><table class="ratios">'
         "<caption>Medians as multiples of the plain directory on the same file system, whose own times stand in its "
-        "row: 1.0× costs nothing. Each column shows the heaviest case. ~ marks what is unstable.</caption>"
+        "row: 1.0× costs nothing. Each column shows the heaviest case. ~ marks what is unstable or has few "
+        "samples.</caption>"
         f'<thead><tr><th scope="col">cell</th>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
     )
 
