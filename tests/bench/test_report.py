@@ -328,7 +328,7 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path, *, dark: bool) -> None
 
 
 @needs_chromium
-def test_the_page_on_a_narrow_screen(page: str, tmp_path: Path) -> None:
+def test_the_page_in_a_narrow_browser(page: str, tmp_path: Path) -> None:
     found = _probed(page, tmp_path, dark=False, width=500)
     assert found["across"] <= found["inner"]
 
@@ -346,7 +346,7 @@ def test_the_browser_asks_nobody_and_complains_of_nothing(page: str, hostile: st
 
 
 @needs_chromium
-def test_a_page_that_asks_would_be_noticed(tmp_path: Path) -> None:
+def test_the_browser_notices_a_page_that_asks(tmp_path: Path) -> None:
     path = tmp_path / "asks.html"
     path.write_text("<img src='http://layerfs.invalid/x.png'><script>nothing.at.all</script>", encoding="utf-8")
     loaded = chromium.load(path, tmp_path)
