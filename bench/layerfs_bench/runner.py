@@ -69,14 +69,28 @@ class Stop:
 
 
 def itinerary(plan: Plan) -> Iterator[Stop]:
-    """Yield all visits of all passes in the order of the seed."""
-    every = [(one, case) for one in plan.scenarios for case in one.cases(plan.profile.scale)]
-    cases = [(one, case) for one, case in every if plan.only is None or (one.name, case) in plan.only]
+    """Yield all visits of all passes in the order of the seed.
+
+    Scenarios take turns with their cases, so that a budget that ends within a pass has seen something of each.
+    """
     for number in range(plan.profile.passes):
         rng = random.Random(f"{plan.seed}/{number}")  # noqa: S311  an order that can be had again
-        for scenario, case in rng.sample(cases, len(cases)):
+        for scenario, case in _taking_turns(plan, rng):
             for lane in rng.sample(plan.lanes, len(plan.lanes)):
                 yield Stop(scenario, case, lane)
+
+
+def _taking_turns(plan: Plan, rng: random.Random) -> list[tuple[Scenario, Parameters]]:
+    turns: list[tuple[int, float, Scenario, Parameters]] = []
+    for scenario in plan.scenarios:
+        cases = [one for one in scenario.cases(plan.profile.scale) if _is_wanted(plan, scenario, one)]
+        rng.shuffle(cases)
+        turns += [(turn, rng.random(), scenario, case) for turn, case in enumerate(cases)]
+    return [(scenario, case) for _, _, scenario, case in sorted(turns, key=lambda one: one[:2])]
+
+
+def _is_wanted(plan: Plan, scenario: Scenario, case: Parameters) -> bool:
+    return plan.only is None or (scenario.name, case) in plan.only
 
 
 class Runner:

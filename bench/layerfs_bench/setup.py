@@ -64,7 +64,7 @@ def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
         memory = undo.enter_context(counters.memory_meter())
         rooted = os.geteuid() == 0 and userns.is_initial()
         needed = profile.place * len({one.place for one in lanes.selected(wishes.cells or profile.cells)})
-        work = undo.enter_context(working_directory(wishes.work or _chosen(needed if rooted else None)))
+        work = undo.enter_context(working_directory(wishes.work or workplace(needed if rooted else None)))
         if wishes.store is not None:
             there, left_out = undo.enter_context(_own_store(wishes.store, work)), list[LeftOut]()
         elif rooted:
@@ -135,13 +135,13 @@ def _sweep(parent: Path) -> None:
             os.close(lock)
 
 
-def _chosen(needed: int | None) -> Path:
+def workplace(needed: int | None) -> Path:
     """Return where to work: in memory where ``needed`` bytes fit, so that no disk's noise is measured, else on disk.
 
-    None is for somebody who makes no file systems, and so measures the one that is there.
+    None is for somebody who makes no file systems: they work in memory where that takes the attributes of a union.
     """
     if needed is None:
-        return temporary()
+        return _MEMORY if _keeps_attributes(_MEMORY) else temporary()
     if _MEMORY.is_dir() and min(counters.free_bytes(_MEMORY), counters.available_memory()) > needed + _ROOM:
         return _MEMORY
     disk = temporary()
@@ -151,6 +151,16 @@ def _chosen(needed: int | None) -> Path:
             hint="name another directory (--work), fewer cells (--cell), or a smaller profile",
         )
     return disk
+
+
+def _keeps_attributes(directory: Path) -> bool:
+    """Tell whether a user's file there can have extended attributes: on tmpfs since Linux 6.6."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.setxattr(file.fileno(), "user.layerfs", b"try")
+    except OSError:
+        return False
+    return True
 
 
 def temporary() -> Path:

@@ -76,7 +76,7 @@ def _work() -> Path | None:
 def _cells(profile: Profile) -> Sequence[str]:
     if os.geteuid() == 0:
         return [one.name for one in lanes.selected(profile.cells)]
-    return lanes.names_without_root(_work() or setup.temporary())
+    return lanes.names_without_root(_work() or setup.workplace(None))
 
 
 def _cases() -> Iterator[Case]:
