@@ -1,7 +1,7 @@
 """Directives that write tables from the code, so that they cannot disagree with it.
 
 ``exit-statuses`` lists the error classes with their exit status and gRPC code, ``drivers`` the built-in drivers with
-what their traits declare.
+what their traits declare, ``bench-scenarios``, ``bench-cells`` and ``bench-profiles`` what `layerfs bench` measures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from sphinx.application import Sphinx
 from layerfs import errors
 from layerfs.commands.frame.verb import global_options
 from layerfs.contract import Traits
+from layerfs_bench import lanes, scenarios
+from layerfs_bench.profiles import PROFILES
 
 FIXED_STATUSES = (
     (0, "", "success"),
@@ -109,6 +111,50 @@ class Drivers(Directive):
         return [_table(("driver", *_COLUMNS), driver_traits())]
 
 
+class BenchScenarios(Directive):
+    """Write the table of the benchmark's scenarios, a row for each metric."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return a definition for each scenario, and its metrics as a table."""
+        found: list[nodes.Node] = []
+        for one in scenarios.builtin():
+            section = nodes.section("", nodes.title(text=one.name), ids=[nodes.make_id(f"scenario-{one.name}")])
+            rows = [(metric.name, metric.measures, metric.expects) for metric in one.metrics]
+            section += [
+                nodes.paragraph(text=one.summary),
+                _table(("metric", "what is timed", "what theory expects"), rows),
+            ]
+            found.append(section)
+        return found
+
+
+class BenchCells(Directive):
+    """Write the table of the benchmark's cells."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        rows = [(one.name, one.driver, one.place, " ".join(map("=".join, one.options))) for one in lanes.CELLS]
+        return [_table(("cell", "driver", "file system", "options"), rows)]
+
+
+class BenchProfiles(Directive):
+    """Write the table of the benchmark's profiles."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        rows = [
+            (one.name, one.text, str(one.passes), str(one.rounds), f"{one.budget:g} s" if one.budget else "none")
+            for one in PROFILES.values()
+        ]
+        return [_table(("profile", "for", "visits a cell", "rounds a visit", "budget"), rows)]
+
+
 def drop_global_options(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:  # noqa: ARG001  Sphinx's signature
     """Leave the options that every verb takes to the page's first section."""
     if ctx.parent is None:
@@ -125,8 +171,11 @@ def drop_global_options(app: Sphinx, ctx: click.Context, lines: list[str]) -> No
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register both, and what tidies the reference of the command."""
+    """Register them, and what tidies the reference of the command."""
     app.connect("sphinx-click-process-options", drop_global_options)
     app.add_directive("exit-statuses", ExitStatuses)
     app.add_directive("drivers", Drivers)
+    app.add_directive("bench-scenarios", BenchScenarios)
+    app.add_directive("bench-cells", BenchCells)
+    app.add_directive("bench-profiles", BenchProfiles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -347,3 +347,16 @@ def test_pytest_runs_the_scenarios_as_benchmarks(fresh_dir: Path) -> None:
 
 def _key(words: Any) -> Key:  # noqa: ANN401  JSON
     return decode(Key, words)
+
+
+@pytest.mark.root
+def test_the_scenario_of_the_guide_runs(fresh_dir: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs/how-to/add-a-scenario.md").read_text()
+    code = guide.split("```python\n")[1].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "add-a-scenario.md", "exec"), names)  # noqa: S102  the guide's own code
+    with setup.prepared(Wishes(TINY, ("copy-ext4",), work=fresh_dir), events.ignore) as plan:
+        results = runner.Runner(replace(plan, scenarios=(names["Truncate"](),))).run()
+    found = {(one.cell.name, one.key.parameters.size): one for one in results.measurements}
+    assert set(found) == {(cell, size) for cell in ("plain-ext4", "copy-ext4") for size in SCALE.sizes}
+    assert all(one.samples and not one.reason for one in found.values())

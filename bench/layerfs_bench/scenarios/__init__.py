@@ -1,12 +1,14 @@
 """The scenarios: small classes, each of which says what it measures and what theory expects.
 
-`every` lists them in the order in which reports show them. docs/how-to/add-a-scenario.md shows how to write one.
+`every` lists them in the order in which reports show them. Other packages bring theirs by entry points of the group
+``layerfs.scenarios``; docs/how-to/add-a-scenario.md shows how to write one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerfs import entrypoints
 from layerfs.errors import InvalidArgument
 from layerfs_bench.scenarios import build, lifecycle, lookup, mixed, read, write
 from layerfs_bench.scenarios.base import Metric, Scale, Scenario
@@ -14,8 +16,17 @@ from layerfs_bench.scenarios.base import Metric, Scale, Scenario
 __all__ = ["Metric", "Scale", "Scenario", "every", "matching"]
 
 
+_GROUP = "layerfs.scenarios"
+"""The entry points by which other packages bring scenarios: each names a subclass of `Scenario`."""
+
+
 def every() -> tuple[Scenario, ...]:
-    """Return one of each scenario."""
+    """Return one of each scenario, our own and then those of other packages."""
+    return (*builtin(), *(found.load()() for _, found in sorted(entrypoints.find(_GROUP).items())))
+
+
+def builtin() -> tuple[Scenario, ...]:
+    """Return one of each scenario of our own."""
     return (
         lookup.Stat(),
         lookup.Open(),
