@@ -194,6 +194,8 @@ class Guest:
         for line in text.splitlines():
             data = json.loads(line)
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+            if isinstance(report.longrepr, list):  # of a skip; JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
             self._reports.setdefault(report.nodeid, []).append(report)
 
     def _missing(self, item: pytest.Item) -> pytest.TestReport:
