@@ -26,6 +26,7 @@ import pytest
 from tests.guest import machine
 from tests.support import requirements
 
+_HERE = Path(__file__).parent
 _LIMIT = 2400
 """Seconds for a guest."""
 _NICE = 5
@@ -49,14 +50,16 @@ def register(config: pytest.Config) -> None:
 def sort(items: list[pytest.Item]) -> list[pytest.Item]:
     """Mark the tests that the fixture ``driver_name`` makes for drivers of the guest, and put all marked ones last.
 
-    Those of them that are too much for it are taken out and returned.
+    Right before them come the tests of the guest itself, which wait for it to be built. Those of the marked ones that
+    are too much for it are taken out and returned.
     """
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if parameters.get("driver_name") in requirements.IN_GUEST:
             item.add_marker("guest")
     too_much = [item for item in items if is_marked(item) and item.get_closest_marker("host")]
-    items[:] = sorted((item for item in items if item not in too_much), key=is_marked)
+    kept = (item for item in items if item not in too_much)
+    items[:] = sorted(kept, key=lambda item: (is_marked(item), item.path.parent == _HERE))
     return too_much
 
 
