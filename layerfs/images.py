@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:  # and imported by the methods that use them: a third of the t
 
 _SHORTEST_PREFIX = 4
 """Hexadecimal digits of a digest that are taken for one rather than for a name."""
+_MOST_DOCUMENTS = 128
 _FULL = 64
 """Hexadecimal digits of a whole one, which cannot be a name."""
 
@@ -66,8 +66,8 @@ class Images:
     def __init__(self, parts: Parts, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._parts = parts
         self._clock = clock
-        # Documents never change under their digest, and parsing them is two thirds of the cost of a clone.
-        self._documents = lru_cache(maxsize=128)(self._read_documents)
+        self._documents: dict[str, tuple[Manifest, ImageConfig]] = {}
+        """What was read of images: it never changes under its digest, and reading it is most of a clone's cost."""
 
     def every(self) -> tuple[Image, ...]:
         """Return all images, the oldest first."""
@@ -181,6 +181,7 @@ class Images:
         layers = [LayerRow(blob.digest, blob.size, diff_id, chain_id) for blob, diff_id, chain_id in stacked]
         with self._parts.database.write() as connection:
             images.put(connection, row, layers, [normalize(name) for name in names])
+        self._remember(manifest, config)
         return self.get(manifest.digest)
 
     def export_to(
@@ -258,10 +259,17 @@ class Images:
 
     def _read_documents(self, digest: str, media_type: str) -> tuple[Manifest, ImageConfig]:
         manifest = Manifest.parse(self._parts.blobs.read(Digest(digest)), media_type)
-        return manifest, ImageConfig.parse(self._parts.blobs.read(manifest.config))
+        config = ImageConfig.parse(self._parts.blobs.read(manifest.config))
+        self._remember(manifest, config)
+        return manifest, config
+
+    def _remember(self, manifest: Manifest, config: ImageConfig) -> None:
+        if len(self._documents) >= _MOST_DOCUMENTS:
+            self._documents.clear()
+        self._documents[manifest.digest] = manifest, config
 
     def _load(self, row: ImageRow, names: tuple[str, ...]) -> Image:
-        manifest, config = self._documents(row.digest, row.media_type)
+        manifest, config = self._documents.get(row.digest) or self._read_documents(row.digest, row.media_type)
         size = row.size + sum(blob.size for blob in (manifest.config, *manifest.layers))
         shown = tuple(sorted(familiar(name) for name in names))
         return Image(manifest.digest, shown, manifest, config, size, moment(row.created))

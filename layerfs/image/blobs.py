@@ -55,9 +55,12 @@ class BlobStore:
 
     def has(self, blob: Digest | Descriptor) -> bool:
         """Tell whether the blob is there, and has the size that a descriptor says."""
-        if isinstance(blob, Descriptor):
-            return self.has(blob.digest) and self.size(blob.digest) == blob.size
-        return self.path(blob).is_file()
+        digest, size = (blob.digest, blob.size) if isinstance(blob, Descriptor) else (blob, None)
+        try:
+            status = os.stat(self.path(digest))
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and size in (None, status.st_size)
 
     def size(self, digest: Digest) -> int:
         """Return the size of a blob in bytes; raise `NotFound` where it is not there."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
 from layerfs.errors import NotFound, Unsupported, os_error
+from layerfs.kernel import syscalls
 
 NO_IMAGE_HINT: Final = "layerfs reads OCI layouts (directory or tar) and archives of `docker save`"
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_STAY: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 class ArchiveFormat(StrEnum):
@@ -75,18 +77,11 @@ class DirectoryFiles:
 
     def open(self, name: str) -> BinaryIO:
         """Open a file, following no symbolic link below the directory."""
-        *parents, last = name.split("/")
-        directory = os.dup(self._root)
         try:
-            for parent in parents:
-                below = os.open(parent, _READ | os.O_DIRECTORY, dir_fd=directory)
-                os.close(directory)
-                directory = below
-            file = cast("BinaryIO", os.fdopen(os.open(last, _READ, dir_fd=directory), "rb", 0))
+            descriptor = syscalls.openat2(self._root, os.fsencode(name), _READ, resolve=_STAY)
         except OSError as error:
             raise self._refusal(name, error) from error
-        finally:
-            os.close(directory)
+        file = cast("BinaryIO", os.fdopen(descriptor, "rb", 0))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise irregular(name, self.where)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.errors import Corrupt, LayerfsError, os_error
@@ -26,10 +27,12 @@ from layerfs.layer.digest import Digest
 from layerfs.layer.directories import Directories
 from layerfs.layer.entries import Entries
 from layerfs.layer.limits import Limits
-from layerfs.layer.owners import Owners
 from layerfs.layer.pipeline import LayerStream, Readable
 from layerfs.layer.reader import TarReader
 from layerfs.layer.tar import Header, shown
+
+if TYPE_CHECKING:
+    from layerfs.layer.owners import Owners
 
 Lower = Callable[[], Below]
 """Give the lower layers merged."""
