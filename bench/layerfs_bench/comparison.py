@@ -26,6 +26,10 @@ LEAST_BAND = 0.05
 """The noise band at least: what the environment of a program alone can make of it (Mytkowicz et al. 2009)."""
 
 
+FEWEST_PROCESSES = 3
+"""Processes on each side below which nothing is called slower: what one differs by cannot be told from a cause."""
+
+
 class Verdict(StrEnum):
     """What became of a cell."""
 
@@ -42,6 +46,8 @@ class Verdict(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Change:
     """A cell in both results. ``ratio`` is B's median over A's, ``p`` is corrected, ``band`` is a share of the median.
+
+    ``delta`` is Cliff's, of the samples or of the medians of processes, whichever says less.
 
     The figures are None where the verdict does not need them.
     """
@@ -99,11 +105,25 @@ def _change(before: Measurement | None, after: Measurement | None, seed: int) ->
     if not (middle := median(before.samples)):
         return change
     change = replace(change, ratio=median(after.samples) / middle)
-    if min(len(before.samples), len(after.samples)) < FEWEST or min(*before.samples, *after.samples) <= 0:
+    if _too_few(before) or _too_few(after) or min(*before.samples, *after.samples) <= 0:
         return change
     sides, test = (batches(before), batches(after)), mann_whitney(before.samples, after.samples)
-    interval, band = ratio_interval(*sides, seed=seed), noise_band(*sides)
-    return replace(change, verdict=Verdict.SAME, interval=interval, p=test.p, delta=test.delta, band=band)
+    interval, band, delta = (
+        ratio_interval(*sides, seed=seed),
+        noise_band(*sides),
+        min(test.delta, _delta(*sides), key=abs),
+    )
+    return replace(change, verdict=Verdict.SAME, interval=interval, p=test.p, delta=delta, band=band)
+
+
+def _too_few(one: Measurement) -> bool:
+    """Tell whether there are too few samples or, where it is known from which processes they are, too few of these."""
+    return len(one.samples) < FEWEST or 0 < len(set(one.visits)) < FEWEST_PROCESSES
+
+
+def _delta(a: Batches, b: Batches) -> float:
+    """Return Cliff's delta of the medians of processes: a single slow one must not stand for all."""
+    return mann_whitney([median(one) for one in a], [median(one) for one in b]).delta
 
 
 def noise_band(*sides: Batches) -> float:

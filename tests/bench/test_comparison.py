@@ -95,6 +95,25 @@ def test_processes_that_differ_make_the_band_wider() -> None:
     assert close.verdict is Verdict.SLOWER
 
 
+@pytest.mark.parametrize(
+    ("centres", "verdict"),
+    [
+        ((1.3, 1.3), Verdict.UNKNOWN),  # two processes could be anything
+        ((1.0, 1.0, 1.9), Verdict.SAME),  # one of three does not stand for all
+        ((1.3, 1.3, 1.3), Verdict.SLOWER),
+    ],
+)
+def test_processes_are_what_counts(centres: tuple[float, ...], verdict: Verdict) -> None:
+    def run(of: tuple[float, ...]) -> Results:
+        values = tuple(centre * (1 + 0.001 * step) for centre in of for step in range(30))
+        visits = tuple(visit for visit in range(len(of)) for _ in range(30))
+        one = Measurement(Key("x", "y"), samples.CELLS[3], Outcome.OK, values, visits)
+        return replace(samples.results(), measurements=(one,))
+
+    (change,) = compare(run((1.0, 1.0, 1.0)), run(centres)).changes
+    assert change.verdict is verdict
+
+
 def test_cells_of_one_side_are_told() -> None:
     whole = _few(samples.results())
     lost, *rest = whole.measurements
