@@ -33,7 +33,7 @@ class Profile:
     place: int
 
 
-_EVERYTHING = ("lookup", "write", "lifecycle", "read", "build", "mixed")
+_EVERYTHING = ("lookup", "write", "lifecycle", "lifecycle.apply", "read", "build", "mixed")
 _FEW_CELLS = (
     "plain-ext4",
     "plain-xfs",
@@ -52,13 +52,13 @@ _FEW_CELLS = (
 QUICK = Profile(
     "quick",
     "a first answer in a minute",
-    ("lookup.stat", "lookup.walk", "write.first", "lifecycle", "read.shared", "build.containerd"),
+    ("lookup.stat", "lookup.walk", "write.first", "lifecycle", "read.shared"),
     _FEW_CELLS,
     Scale(
         depths=(1, 8, 32), sizes=(4 * _KIB, 64 * _KIB, _MIB, 64 * _MIB), clones=(1, 10), workers=(1,), shared=(4,),
         files=64,
     ),
-    passes=3, rounds=2, slice=0.02, limit=20, budget=70, place=3 * _GIB,
+    passes=3, rounds=2, slice=0.02, limit=20, budget=60, place=3 * _GIB,
 )  # fmt: skip
 STANDARD = Profile(
     "standard",

@@ -211,6 +211,16 @@ def test_a_baseline_comes_with_each_file_system() -> None:
     assert names == ["plain-ext4", "plain-btrfs", "btrfs", "devicemapper"]
 
 
+def test_a_word_is_a_name_or_else_a_group() -> None:
+    assert [one.name for one in scenarios.matching(("lifecycle",))] == ["lifecycle"]
+    assert [one.name for one in scenarios.matching(("read", "mixed.git"))] == [
+        "read.sequential",
+        "read.random",
+        "read.shared",
+        "mixed.git",
+    ]
+
+
 def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(layerfs.InvalidArgument, match="no scenario 'lookups'"):
         scenarios.matching(("lookups",))

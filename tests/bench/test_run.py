@@ -85,7 +85,7 @@ def test_the_bytes_of_a_first_write_follow_theory(fresh_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.driver("overlay2")
 @pytest.mark.driver("fuse")
-@pytest.mark.parametrize("group", ["lookup", "write", "lifecycle", "read", "build", "mixed"])
+@pytest.mark.parametrize("group", ["lookup", "write", "lifecycle", "lifecycle.apply", "read", "build", "mixed"])
 def test_every_scenario_runs_in_every_kind_of_cell(group: str, fresh_dir: Path) -> None:
     heard: list[events.Event] = []
     cells = ("overlay2-ext4", "fuse-redirect-ext4", "copy-ext4")

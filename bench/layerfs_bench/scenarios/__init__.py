@@ -54,10 +54,14 @@ def builtin() -> tuple[Scenario, ...]:
 
 
 def matching(words: Sequence[str]) -> tuple[Scenario, ...]:
-    """Return the scenarios with these names, or of these groups; raise `InvalidArgument` for a word that is neither."""
+    """Return the scenarios that words name, or that belong to the group that a word is if it names none.
+
+    Raise `InvalidArgument` for a word that is neither.
+    """
     known = every()
     for word in words:
         if not any(word in (one.name, one.group) for one in known):
             names = ", ".join(one.name for one in known)
             raise InvalidArgument(f"there is no scenario {word!r}", hint=f"one of {names}, or a group of them")
-    return tuple(one for one in known if one.name in words or one.group in words)
+    groups = set(words) - {one.name for one in known}
+    return tuple(one for one in known if one.name in words or one.group in groups)
