@@ -151,7 +151,7 @@ class CopyUp(Tree):
     def _copy_up(self, row: int, size: int | None = None, mode: int | None = None) -> Node:
         """Copy up a lower file that is no directory, with all names under which it shows.
 
-        The copy stays open for a moment, since whoever asked for it will change it next.
+        The copy stays open for a moment, since whoever asked for it will change it next, unless that was its mode.
         """
         upper = self._writable()
         node = self._nodes.get(row)
@@ -177,14 +177,16 @@ class CopyUp(Tree):
             raise
         node = self._note_copy(row, node, entry, places, redirected=redirected)
         node.fd = kept
-        if redirected:
-            os.close(fd)
-        elif fd >= 0:
-            self._keep_open(Handle(fd, row, os.O_RDWR, node, None))
+        if fd >= 0:
+            if redirected or mode is not None:
+                os.close(fd)
+            else:
+                self._keep_open(Handle(fd, row, os.O_RDWR, node, None))
         if len(places) > 1:
             self._refresh(node)
             self._inodes[node.inode] = node
-        self._follow(node)
+        if row in self._readers:
+            self._follow(node)
         return node
 
     def _places_of(self, row: int, known: Node | None) -> list[tuple[Directory, bytes]]:
@@ -307,7 +309,7 @@ class CopyUp(Tree):
 
     def _follow(self, node: Node) -> None:
         """Lead those who read the lower file to its copy."""
-        readers = self._readers.pop(node.id, ())
+        readers = self._readers.pop(node.id)
         for handle in readers:
             if node.redirected:
                 handle.redirect(node, self._open_redirected(node))
