@@ -99,6 +99,7 @@ class Files:
             Opcode.WRITE: self.write,
             Opcode.RELEASE: self.release,
             Opcode.FSYNC: self.sync,
+            Opcode.FSYNCDIR: self.sync_directory,
             Opcode.SYNCFS: self.sync_all,
             Opcode.FALLOCATE: self.allocate,
             Opcode.COPY_FILE_RANGE: self.copy_range,
@@ -134,10 +135,12 @@ class Files:
         record.handle.close()
 
     def forget(self, node: int) -> None:
-        """Close what is open of a node that the kernel forgets."""
-        record = self._records.pop(node, None)
+        """Close what is open of a node that the kernel forgets, unless it has it open still."""
+        record = self._records.get(node)
         if record is not None:
-            self._close(record)
+            if record.users:
+                return
+            self._close(self._records.pop(node))
         self._former.discard(node)
 
     def _readable(self, node: int) -> Record:
@@ -309,13 +312,22 @@ class Files:
             self._channel.defer(header, partial(_sync, os.dup(handle.fd), datasync=datasync))
         return None
 
-    def sync_all(self, header: Header) -> Reply:
-        """Write everything to disk."""
-        self._channel.defer(header, self._sync_all)
+    def sync_directory(self, header: Header) -> Reply:
+        """Write the names of a directory to disk."""
+        fd = self._union.settled_directory(header[3])
+        if fd < 0:
+            return 0
+        self._channel.defer(header, partial(_sync, fd, datasync=False))
         return None
 
-    def _sync_all(self) -> int:
-        self._union.sync()
+    def sync_all(self, header: Header) -> Reply:
+        """Write everything to disk: what has to do with the union first, for a worker must not touch it."""
+        self._union.settle()
+        self._channel.defer(header, self._write_back)
+        return None
+
+    def _write_back(self) -> int:
+        self._union.write_back()
         return 0
 
 

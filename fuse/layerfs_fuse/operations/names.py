@@ -49,7 +49,6 @@ class Names:
             Opcode.BATCH_FORGET: self.batch_forget,
             Opcode.READDIR: self.read_directory,
             Opcode.READDIRPLUS: self.read_directory_plus,
-            Opcode.FSYNCDIR: self.sync_directory,
             Opcode.READLINK: self.read_link,
             Opcode.MKNOD: self.make_node,
             Opcode.MKDIR: self.make_directory,
@@ -87,7 +86,8 @@ class Names:
         return None
 
     def _forget(self, node: int, lookups: int) -> None:
-        self._files.forget(node)  # first, for the union lets go of an unlinked file when nothing has it open
+        if self._union.is_last(node, lookups):
+            self._files.forget(node)  # first, for the union lets go of an unlinked file when nothing has it open
         self._union.forget(node, lookups)
 
     def read_directory(self, header: Header) -> Reply:
@@ -99,11 +99,6 @@ class Names:
         """List names with their entries, each of which counts as a lookup."""
         offset, size = _UNPACK_READ(self._body, _AFTER_HEADER)
         return self._union.list(header[3], offset, size, plus=True)
-
-    def sync_directory(self, header: Header) -> Reply:
-        """Write the names of a directory to disk."""
-        self._union.sync_directory(header[3])
-        return 0
 
     def read_link(self, header: Header) -> Reply:
         """Tell where a symbolic link leads."""

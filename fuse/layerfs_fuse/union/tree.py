@@ -170,6 +170,18 @@ class Tree(Loading):
         if known is not None:
             self._drop(known)
 
+    def is_last(self, node: int, count: int) -> bool:
+        """Tell whether somebody who takes back so many lookups forgets the node; where nothing can change it may be.
+
+        The kernel takes single lookups back, too: of the node that a name is found to have in place of another.
+        """
+        if self.upper is None:
+            return True
+        if node < len(self._counts):
+            return self._counts[node] <= count
+        known = self._nodes.get(node)
+        return known is None or known.lookups <= count
+
     def _known(self, node: Node) -> bool:
         """Tell whether the kernel knows a node."""
         return (self._counts[node.id] if node.id < len(self._counts) else node.lookups) > 0

@@ -34,8 +34,16 @@ class Union(Xattrs):
 
     def sync(self) -> None:
         """Write everything to disk, unless the union is volatile."""
+        self.settle()
+        self.write_back()
+
+    def settle(self) -> None:
+        """Put the times of directories right on disk, as far as that goes."""
         for directory in list(self._owed):
             self._settle_quietly(directory)
+
+    def write_back(self) -> None:
+        """Wait until all that was written is on the disk, unless the union is volatile; other threads may do it."""
         if self._redirects is not None:
             self._redirects.sync()
         if self.upper is not None and not self.options.volatile:
@@ -47,15 +55,20 @@ class Union(Xattrs):
 
     def sync_directory(self, number: int) -> None:
         """Write a directory to disk."""
+        fd = self.settled_directory(number)
+        if fd >= 0:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def settled_directory(self, number: int) -> int:
+        """Return a descriptor of a directory, to be written to disk and closed by whoever asks; -1 if it need not."""
         directory = self._directories.get(number)
         if directory is None or not directory.upper or self.options.volatile:
-            return
+            return -1
         self._settle(directory)
-        fd = os.open(proc(self._place(directory)), _LIST)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        return os.open(proc(self._place(directory)), _LIST)
 
     def birth_time(self, number: int) -> int | None:
         """Return when what shows was made where it lies, in nanoseconds; None where nobody knows. Raise ``OSError``."""
@@ -75,8 +88,7 @@ class Union(Xattrs):
 
     def close(self) -> None:
         """Put right what is owed to the disk, and close all descriptors; those that were given stay open."""
-        for directory in list(self._owed):
-            self._settle_quietly(directory)
+        self.settle()
         self._keep_open(None)
         self.lower.close()
         for directory in list(self._open):
