@@ -257,6 +257,10 @@ COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")
 """fh_in, off_in, nodeid_out, fh_out, off_out, len, flags."""
 COPY_FILE_RANGE_OUT = Struct("=Q")
 """bytes_copied: the answer to COPY_FILE_RANGE_64."""
+IOCTL_IN = Struct("=QIIQII")
+"""fh, flags, cmd, arg, in_size, out_size; then the argument."""
+IOCTL_OUT = Struct("=iIII")
+"""result, flags, in_iovs, out_iovs; then what is given back."""
 STATFS_OUT = Struct("=QQQQQIII28x")
 """blocks, bfree, bavail, files, ffree, bsize, namelen, frsize."""
 

@@ -71,6 +71,13 @@ CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
+# Flags of files: ioctl_iflags(2). The numbers name a long, what is passed is an int.
+FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
+FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IMMUTABLE_FL = 0x10
+FS_APPEND_FL = 0x20
+
 OVERLAYFS_MAGIC = 0x794C7630
 BTRFS_MAGIC = 0x9123683E
 TMPFS_MAGIC = 0x01021994
@@ -101,6 +108,8 @@ _RENAME_WHITEOUT = 4
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _FICLONE = 0x40049409
+_FLAGS = struct.Struct("=I")
+_FSXATTR_BYTES = 28
 _UTIME_NOW = 0x3FFFFFFF
 _UTIME_OMIT = 0x3FFFFFFE
 _TIMES = struct.Struct("@llll")
@@ -270,6 +279,25 @@ def ficlone(dst_fd: int, src_fd: int) -> None:
 
 
 # -- the mount API of Linux 5.2 and later ------------------------------------------------------------------------------
+
+
+def file_flags(fd: int) -> int:
+    """Return the flags of an open file, as lsattr(1) shows them (FS_IOC_GETFLAGS)."""
+    flags = bytearray(_FLAGS.size)
+    fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
+    return int(_FLAGS.unpack(flags)[0])
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """Set all flags of an open file, as chattr(1) does (FS_IOC_SETFLAGS)."""
+    fcntl.ioctl(fd, FS_IOC_SETFLAGS, _FLAGS.pack(flags))
+
+
+def extended_flags(fd: int) -> bytes:
+    """Return ``struct fsxattr`` of an open file, the same flags and more (FS_IOC_FSGETXATTR)."""
+    attributes = bytearray(_FSXATTR_BYTES)
+    fcntl.ioctl(fd, FS_IOC_FSGETXATTR, attributes)
+    return bytes(attributes)
 
 
 def fsopen(kind: bytes) -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.kernel import children, userns
+from layerfs.kernel import children, syscalls, userns
+from layerfs.kernel.descriptors import opened
 from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse import daemon, mounting
 from layerfs_fuse.daemon import Ready
@@ -306,6 +307,24 @@ def test_a_reader_from_before_the_copy_up_sees_one_of_both(mounted: Path) -> Non
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_copied_up_below_readers_can_be_opened_again(fresh_dir: Path, way: str) -> None:
+    """The kernel takes a lookup of the new node back while the node is open (3 opens in 100 failed for that)."""
+    (fresh_dir / "lower").mkdir()
+    for number in range(200):
+        (fresh_dir / "lower" / str(number)).write_bytes(b"below" * 1000)
+    with union_at(fresh_dir, WAYS[way]) as target:
+        for number in range(200):
+            path = target / str(number)
+            with path.open("rb", buffering=0) as before:
+                assert before.read(5) == b"below"
+                with path.open("r+b", buffering=0) as file:
+                    file.write(b"ABOVE")
+                assert path.read_bytes().startswith(b"ABOVEbelow")
+                assert os.pread(before.fileno(), 5, 0) in (b"below", b"ABOVE")
+
+
+@pytest.mark.root
 def test_modes_change_below_who_has_it_open(mounted: Path) -> None:
     with (mounted / "lower").open("rb", buffering=0) as before:
         (mounted / "lower").chmod(0o600)
@@ -364,9 +383,32 @@ def test_copying_between_files(mounted: Path) -> None:
 
 
 @pytest.mark.root
-def test_ioctls_are_refused_as_unknown(mounted: Path) -> None:
+def test_flags_of_files_are_those_below(mounted: Path) -> None:
+    """As chattr(1) sets and lsattr(1) shows them; the file system of the upper directory has the last word."""
+    nodump, below = 0x40, mounted.with_name("upper")
+    (mounted / "directory").mkdir()
+    for name in ("lower", "directory"):
+        with opened(os.open(mounted / name, os.O_RDONLY)) as fd:
+            syscalls.set_file_flags(fd, syscalls.file_flags(fd) | nodump)
+        for root in (mounted, below):
+            with opened(os.open(root / name, os.O_RDONLY)) as fd:
+                assert syscalls.file_flags(fd) & nodump
+    assert (mounted / "lower").read_bytes() == b"below" * 1000
+
+
+@pytest.mark.root
+def test_flags_that_forbid_changes_are_refused(mounted: Path) -> None:
+    with opened(os.open(mounted / "lower", os.O_RDONLY)) as fd:
+        for flag in (syscalls.FS_IMMUTABLE_FL, syscalls.FS_APPEND_FL):
+            with pytest.raises(OSError, match="not supported"):
+                syscalls.set_file_flags(fd, syscalls.file_flags(fd) | flag)
+    assert not list(mounted.with_name("upper").iterdir())
+
+
+@pytest.mark.root
+def test_other_ioctls_are_refused_as_unknown(mounted: Path) -> None:
     with (mounted / "lower").open("rb") as file, pytest.raises(OSError, match="Inappropriate"):
-        fcntl.ioctl(file.fileno(), 0x80086601, bytes(8))  # FS_IOC_GETFLAGS
+        fcntl.ioctl(file.fileno(), 0x80047601, bytes(8))  # FS_IOC_GETVERSION, as if of an int
 
 
 @pytest.mark.root

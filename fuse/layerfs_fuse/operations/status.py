@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 
+from layerfs.kernel.syscalls import FS_IOC_FSGETXATTR, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 from layerfs_fuse.attributes import ATTRIBUTES, FOREVER, MTIME, MTIME_NSEC, U32, U64
 from layerfs_fuse.protocol import (
     ATTR_OUT,
     GETXATTR_IN,
     GETXATTR_OUT,
     HEADER,
+    IOCTL_IN,
+    IOCTL_OUT,
     SETATTR_IN,
     SETXATTR_ACL_KILL_SGID,
     SETXATTR_IN,
@@ -32,6 +35,9 @@ _UNPACK_SETATTR = SETATTR_IN.unpack_from
 _VALID = ATTR_OUT.pack(FOREVER, 0, 0)
 _ONCE = ATTR_OUT.pack(0, 0, 0)
 """Before attributes of which the kernel is to ask again if somebody wants to know."""
+_DONE = IOCTL_OUT.pack(0, 0, 0, 0)
+_CHECKS_OWNERS = 34
+"""The version of the protocol (Linux 5.14) from which on the kernel lets none but owners set flags (5.13)."""
 _SECOND = 1_000_000_000
 _NAME_MAX = 255
 
@@ -51,6 +57,7 @@ class Status:
     def __init__(self, union: Union, body: memoryview, session: Session) -> None:
         self._union = union
         self._body = body
+        self._checks_owners = session.minor >= _CHECKS_OWNERS
         self._setxattr = SETXATTR_IN_EXT if Init.SETXATTR_EXT in session.flags else SETXATTR_IN
 
     def handlers(self) -> dict[int, Handler]:
@@ -148,8 +155,19 @@ class Status:
         sizes = (told.f_blocks, told.f_bfree, told.f_bavail, told.f_files, told.f_ffree)
         return STATFS_OUT.pack(*sizes, told.f_bsize, min(told.f_namemax, _NAME_MAX), told.f_frsize)
 
-    def ioctl(self, _header: Header) -> Reply:
-        """Refuse: flags of files (chattr(1)) are the only ioctls that a program would expect here."""
+    def ioctl(self, header: Header) -> Reply:
+        """Tell or set the flags of a file (lsattr(1), chattr(1)), and refuse all else as unknown.
+
+        Before it sets flags the kernel asks for the extended ones.
+        """
+        _, _, command, _, given, room = IOCTL_IN.unpack_from(self._body, _AFTER_HEADER)
+        if command == FS_IOC_GETFLAGS and room >= U32.size:
+            return _DONE, U32.pack(self._union.get_flags(header[3]))
+        if command == FS_IOC_FSGETXATTR and self._checks_owners:
+            return _DONE, self._union.get_extended_flags(header[3])[:room]
+        if command == FS_IOC_SETFLAGS and given >= U32.size and self._checks_owners:
+            self._union.set_flags(header[3], _UNPACK_U32(self._body, _AFTER_HEADER + IOCTL_IN.size)[0])
+            return _DONE
         return -errno.ENOTTY
 
     def destroy(self, _header: Header) -> Reply:

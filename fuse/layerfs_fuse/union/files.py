@@ -7,6 +7,7 @@ import os
 import stat
 
 from layerfs.kernel import syscalls
+from layerfs.kernel.descriptors import opened
 from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, GID, MODE, U32, UID
 from layerfs_fuse.union.handle import Handle
 from layerfs_fuse.union.names import readable
@@ -14,8 +15,10 @@ from layerfs_fuse.union.node import Directory, Node
 from layerfs_fuse.union.places import fail
 from layerfs_fuse.union.renaming import Renaming
 from layerfs_fuse.union.requests import Changes
+from layerfs_fuse.union.upper import proc
 
 _OWNER_ACCESS = 0o600
+_FORBIDDING = syscalls.FS_IMMUTABLE_FL | syscalls.FS_APPEND_FL
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _MODE, _UID, _GID = ENTRY_ATTRIBUTES + MODE, ENTRY_ATTRIBUTES + UID, ENTRY_ATTRIBUTES + GID
 
@@ -90,6 +93,45 @@ class Files(Renaming):
                 fail(errno.EINVAL)
         place, path, follow = self._reach(node)
         return os.readlink(b"" if follow else path, dir_fd=node.fd if follow else place)
+
+    # -- flags ---------------------------------------------------------------------------------------------------------
+
+    def get_flags(self, number: int) -> int:
+        """Return the flags of a file or directory (ioctl_iflags(2)); raise ``OSError`` ENOTTY where there are none."""
+        with opened(self._open_itself(number)) as fd:
+            return syscalls.file_flags(fd)
+
+    def get_extended_flags(self, number: int) -> bytes:
+        """Return the same and more, as ``struct fsxattr``."""
+        with opened(self._open_itself(number)) as fd:
+            return syscalls.extended_flags(fd)
+
+    def set_flags(self, number: int, flags: int) -> None:
+        """Set the flags of a file or directory, which end with the upper directory: no layer has any.
+
+        Raise ``OSError``: EOPNOTSUPP for those that would keep the union, too, from changing or removing it.
+        """
+        if (flags ^ self.get_flags(number)) & _FORBIDDING:
+            fail(errno.EOPNOTSUPP)
+        node = self._changed(number)
+        if isinstance(node, Directory):
+            self._settle(node)
+        with opened(self._open_itself(number)) as fd:
+            syscalls.set_file_flags(fd, flags)
+        node.stale = True
+
+    def _open_itself(self, number: int) -> int:
+        """Open a regular file or a directory where it lies, to be read."""
+        node = self._nodes.get(number)
+        row = number if node is None else node.row
+        kind = self.kind(row) if node is None else node.kind
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            fail(errno.ENOTTY)
+        if node is None or not node.upper:
+            return self.lower.open(row, os.O_RDONLY)
+        if isinstance(node, Directory):
+            return os.open(proc(self._place(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._open_upper(node, os.O_RDONLY)
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
