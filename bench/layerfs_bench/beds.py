@@ -150,6 +150,16 @@ class StoreBed:
                 with suppress(FailedPrecondition):
                     clone.unmount()
                 clone.remove()
+        self._remove_layers()
+
+    def _remove_layers(self) -> None:
+        """Remove what is left of a chain of layers, from the top down: what others stand on refuses."""
+        left = [info.name for info in self.store.snapshotter.infos(prefix=PREFIX)]
+        for _ in range(len(left)):
+            for name in tuple(left):
+                with suppress(FailedPrecondition):
+                    self.store.snapshotter.remove(name)
+                    left.remove(name)
 
     def remove_images(self) -> None:
         """Remove the images whose names are ours, from a store that goes on being used."""

@@ -79,10 +79,13 @@ def selected(words: Sequence[str]) -> tuple[Wanted, ...]:
     return tuple(one for one in CELLS if one in chosen or (one.driver == PLAIN and one.place in below))
 
 
-def unknown(words: Sequence[str]) -> list[str]:
-    """Return the words that name no cell and no driver of one."""
+def unknown(words: Sequence[str], *, anywhere: bool = False) -> list[str]:
+    """Return the words that name no cell and no driver of one.
+
+    ``anywhere`` tells that cells lie in a directory of the user's, on whatever file system that is.
+    """
     names = {word for one in CELLS for word in (one.name, one.driver)}
-    stems = tuple(f"{stem}-" for stem, _, _ in _ANYWHERE)  # on whatever file system a user's directory lies
+    stems = tuple(f"{stem}-" for stem, _, _ in _ANYWHERE) if anywhere else ()
     return [word for word in words if word not in names and not word.startswith(stems)]
 
 

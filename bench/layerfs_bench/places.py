@@ -98,6 +98,14 @@ _POOL = ("data", "metadata")
 _BELOW = {"dm": "ext4"}
 
 
+def may_exist(file_system: str) -> bool:
+    """Tell whether the kernel shows signs of what a place needs; making it will tell for certain."""
+    return file_system not in _SIGNS or os.path.exists(_SIGNS[file_system])
+
+
+_SIGNS = {"zfs": "/dev/zfs", "dm": "/dev/mapper/control"}
+
+
 def _check_thin_pools() -> None:
     from layerfs.kernel.dm import Mapper  # noqa: PLC0415  few hosts have device-mapper
 

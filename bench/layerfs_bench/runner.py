@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from layerfs.errors import FailedPrecondition
 from layerfs_bench import child, fingerprint, places
 from layerfs_bench.child import End, Ended
 from layerfs_bench.counters import MemoryMeter
@@ -94,12 +95,19 @@ def _is_wanted(plan: Plan, scenario: Scenario, case: Parameters) -> bool:
 
 
 class Runner:
-    """One run; ``earlier`` are the results of an interrupted one that it goes on with."""
+    """One run; ``earlier`` are the results of an interrupted one that it goes on with.
+
+    Raise `FailedPrecondition` for one of another machine.
+    """
 
     def __init__(self, plan: Plan, *, earlier: Results | None = None, listener: Listener = ignore) -> None:
         self.plan = plan
         self._listener = listener
         self._fingerprint: Fingerprint = fingerprint.take([lane.ground.place for lane in _grounds(plan)])
+        if earlier and not _same_machine(earlier.fingerprint, self._fingerprint):
+            raise FailedPrecondition(
+                "the run to go on with was made on another machine or kernel", hint="begin a new one"
+            )
         self._collection = Collection(earlier.measurements if earlier else ())
         self._earlier = earlier
         self._started = datetime.now(UTC)
@@ -209,6 +217,11 @@ class Runner:
 def _grounds(plan: Plan) -> list[Lane]:
     """Return one lane for each place."""
     return list({lane.ground.path: lane for lane in plan.lanes}.values())
+
+
+def _same_machine(first: Fingerprint, second: Fingerprint) -> bool:
+    sides = [(one.cpu, one.cores, one.kernel, one.user) for one in (first, second)]
+    return sides[0] == sides[1]
 
 
 def _marks(stop: Stop, ended: Ended[Found]) -> tuple[Measurement, ...]:

@@ -57,21 +57,21 @@ def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
     """
     profile = wishes.profile
     chosen = scenarios.matching(wishes.scenarios or profile.scenarios)
-    if unknown := lanes.unknown(wishes.cells):
+    rooted = os.geteuid() == 0 and userns.is_initial()
+    if unknown := lanes.unknown(wishes.cells, anywhere=not rooted or wishes.store is not None):
         names = ", ".join(one.name for one in lanes.CELLS)
         raise InvalidArgument(f"there is no cell {unknown[0]!r}", hint=f"one of {names}, or a driver")
     with ExitStack() as undo:
         memory = undo.enter_context(counters.memory_meter())
-        rooted = os.geteuid() == 0 and userns.is_initial()
-        needed = profile.place * len({one.place for one in lanes.selected(wishes.cells or profile.cells)})
-        work = undo.enter_context(working_directory(wishes.work or workplace(needed if rooted else None)))
+        wanted = lanes.selected(wishes.cells or profile.cells)
+        possible = [place for place in {one.place for one in wanted} if places.may_exist(place)]
+        needed = profile.place * len(possible) if rooted else None
+        work = undo.enter_context(working_directory(wishes.work or workplace(needed)))
         if wishes.store is not None:
             there, left_out = undo.enter_context(_own_store(wishes.store, work)), list[LeftOut]()
         elif rooted:
-            wanted = lanes.selected(wishes.cells or profile.cells)
             there, left_out = lanes.on_loops(wanted, work, profile.place, undo, lambda what: listener(Preparing(what)))
         else:
-            wanted = lanes.selected(wishes.cells or profile.cells)
             there, left_out = lanes.on_directory(work, wishes.cells, wanted, _NEEDS_ROOT)
         if not any(not lane.cell.is_baseline for lane in there):
             reasons = "; ".join(f"{one.what}: {one.reason}" for one in left_out)
@@ -145,7 +145,7 @@ def workplace(needed: int | None) -> Path:
     if _MEMORY.is_dir() and min(counters.free_bytes(_MEMORY), counters.available_memory()) > needed + _ROOM:
         return _MEMORY
     disk = temporary()
-    if counters.free_bytes(disk) < needed + _ROOM:
+    if counters.free_bytes(disk) < needed // 2 + _ROOM:  # the files are sparse, and no run fills them
         raise NoSpace(
             f"the file systems of this run may take {needed >> 30} GiB, and {disk} has less",
             hint="name another directory (--work), fewer cells (--cell), or a smaller profile",
@@ -175,7 +175,7 @@ def _own_store(path: Path, work: Path) -> Iterator[list[Lane]]:
 
     with layerfs.open(path, create=False) as store:
         driver = store.driver.name
-    plain = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path))
+    plain = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path / driver))  # where a volume of the store's is mounted
     there = lanes.of_store(path, driver, (), plain)
     try:
         yield there

@@ -260,7 +260,7 @@ def test_a_store_of_the_users_is_measured_where_it_is_and_left_as_it_was(fresh_d
         assert opened.images() == ()
         assert opened.clones() == ()
         assert opened.plan_prune().items == ()
-    assert not list(store.glob("layerfs-bench*"))
+    assert not list(store.rglob("layerfs-bench*"))
 
 
 @pytest.mark.rootless
@@ -347,6 +347,49 @@ def test_pytest_runs_the_scenarios_as_benchmarks(fresh_dir: Path) -> None:
 
 def _key(words: Any) -> Key:  # noqa: ANN401  JSON
     return decode(Key, words)
+
+
+@pytest.mark.root
+@pytest.mark.driver("overlay2")
+def test_what_a_killed_build_left_is_removed_layer_by_layer(fresh_dir: Path) -> None:
+    with setup.prepared(Wishes(TINY, ("overlay2-ext4",), work=fresh_dir), events.ignore) as plan:
+        lane = plan.lanes[-1]
+        with lane.opened(fresh_dir) as bed:
+            chain = bed.layering()
+            for _ in range(3):
+                chain.prepare()
+                chain.commit()
+            chain.prepare()
+        assert runner.tidied(plan, lane)
+        with lane.opened(fresh_dir) as bed:
+            assert isinstance(bed, beds.StoreBed)
+            assert bed.store.snapshotter.infos() == []
+
+
+@pytest.mark.root
+def test_a_result_of_another_machine_is_not_gone_on_with(fresh_dir: Path) -> None:
+    with setup.prepared(Wishes(TINY, ("copy-ext4",), ("lookup.walk",), work=fresh_dir), events.ignore) as plan:
+        first = runner.Runner(plan).results()
+        theirs = replace(first, fingerprint=replace(first.fingerprint, kernel="2.6.32"))
+        runner.Runner(plan, earlier=first)
+        with pytest.raises(layerfs.FailedPrecondition, match="another machine"):
+            runner.Runner(plan, earlier=theirs)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("cells", "words", "said"),
+    [(("overlay2-zfs",), (), "no cell 'overlay2-zfs'"), ((), ("lookups",), "no scenario 'lookups'")],
+)
+def test_what_does_not_exist_is_refused_before_anything_is_made(
+    cells: tuple[str, ...], words: tuple[str, ...], said: str, fresh_dir: Path
+) -> None:
+    with (
+        pytest.raises(layerfs.InvalidArgument, match=said),
+        setup.prepared(Wishes(TINY, cells, words, work=fresh_dir), events.ignore),
+    ):
+        pass
+    assert list(fresh_dir.iterdir()) == []
 
 
 @pytest.mark.root

@@ -74,7 +74,10 @@ class Lifecycle(Scenario):
         visit.target.mkdir(exist_ok=True)
         before = visit.memory.read()
         visit.time("mount", root.mount, visit.target)
-        visit.count("mount", quantities.MEMORY_KERNEL, (visit.memory.read() - before).kernel)
+        taken = visit.memory.read() - before
+        visit.count("mount", quantities.MEMORY_KERNEL, taken.kernel)
+        if visit.memory.is_own:
+            visit.count("mount", quantities.MEMORY_CGROUP, taken.total)
         visit.sync()
         visit.time("unmount-clean", root.unmount)
         root.mount(visit.target)
