@@ -11,7 +11,7 @@ from pathlib import Path
 
 from layerfs import locks
 from layerfs.contract import Checkable, CommitsTogether, Damage, Driver, Mount, Snapshot, SnapshotId, Usage
-from layerfs.errors import os_error
+from layerfs.errors import LayerfsError, os_error
 
 _GONE = "remove what stands on it, then import the image again: `layerfs rm`, `layerfs image rm`"
 
@@ -30,6 +30,15 @@ class Holdings:
         """Make the bytes of a snapshot; ``name`` is what errors call it."""
         with self._driving(f"create {name}"):
             self.driver.create(snapshot)
+
+    def create_first(self, snapshot: Snapshot, name: str) -> None:
+        """Make the bytes of a snapshot whose id is new; what a crash left of the same id, and took the row of, goes."""
+        try:
+            self.create(snapshot, name)
+        except LayerfsError:
+            if snapshot.id not in self.ids():
+                raise
+            self.create_anew(snapshot, name)
 
     def create_anew(self, snapshot: Snapshot, name: str) -> None:
         """Throw away what a snapshot holds, and make it empty again."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE, S_ISCHR
 
@@ -23,6 +23,8 @@ from layerfs.contract import LayerRoot, Mount, Snapshot, SnapshotId, Usage, Whit
 from layerfs.errors import LayerfsError, NoSpace, Unsupported, os_error
 from layerfs.kernel import mounting, userns
 
+_ROOT_MODE, _WORK_MODE = 0o755, 0o711
+"""The modes of a root and of a workdir (semantics of containerd's overlay snapshotter)."""
 _XATTRS = {Whiteouts.OVERLAY: "trusted", Whiteouts.OVERLAY_USER: "user"}
 """The namespace of extended attributes in which each style is written down."""
 
@@ -51,28 +53,29 @@ class LayerDirectories:
 
         A rename is never on disk before what was done ahead of it, so a power cut leaves all of a snapshot or nothing.
         """
-        new = self.root / ".new" / str(snapshot.id)
+        new = f"{self.root}/.new/{snapshot.id}"  # text, for paths as objects cost as much as the system calls
         try:
-            new.mkdir(mode=0o700)
+            os.mkdir(new, 0o700)
         except FileExistsError:  # left by a crash that also lost the row, and with it the number
-            tree.remove_tree(new)
-            new.mkdir(mode=0o700)
-        with ExitStack() as undo:
-            undo.callback(tree.remove_tree, new)
+            tree.remove_tree(Path(new))
+            os.mkdir(new, 0o700)
+        try:
             self._fill(new, snapshot, work=work)
-            os.rename(new, self.path(snapshot.id))
-            undo.pop_all()
+            os.rename(new, f"{self.root}/{snapshot.id}")
+        except BaseException:
+            tree.remove_tree(Path(new))
+            raise
 
-    def _fill(self, new: Path, snapshot: Snapshot, *, work: bool) -> None:
-        diff = new / "diff"
-        diff.mkdir()
+    def _fill(self, new: str, snapshot: Snapshot, *, work: bool) -> None:
+        diff = f"{new}/diff"
+        os.mkdir(diff)
         if snapshot.parent is None:
-            diff.chmod(0o755)  # mkdir obeys the umask, a container's root does not
+            os.chmod(diff, _ROOT_MODE)  # mkdir obeys the umask, a container's root does not
         else:
-            _copy_attributes(self.diff(snapshot.parent), diff)
+            _copy_attributes(f"{self.root}/{snapshot.parent}/diff", diff)
         if work:
-            (new / "work").mkdir()
-            (new / "work").chmod(0o711)
+            os.mkdir(f"{new}/work")
+            os.chmod(f"{new}/work", _WORK_MODE)
 
     def sync(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Put a snapshot's bytes on disk."""
@@ -201,13 +204,13 @@ def _record(root: Path, whiteouts: Whiteouts) -> None:
     os.replace(new, root / "xattrs")
 
 
-def _copy_attributes(source: Path, target: Path) -> None:
+def _copy_attributes(source: str, target: str) -> None:
     """Give ``target`` the owner, extended attributes, mode and times of ``source``: the topmost layer's are shown."""
-    status = source.stat()
+    status = os.stat(source)
     os.chown(target, status.st_uid, status.st_gid)
     for name in os.listxattr(source):
         # overlayfs's own say how the source stands to its lowers; the label is given by the host's policy.
         if not name.startswith(("trusted.overlay.", "user.overlay.", "security.selinux")):
             os.setxattr(target, name, os.getxattr(source, name))
-    target.chmod(S_IMODE(status.st_mode))
+    os.chmod(target, S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

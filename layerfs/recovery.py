@@ -96,10 +96,25 @@ class Recovery:
         snapshots.set_labels(connection, following, labels)
         snapshots.set_ready(connection, following)
 
+    def remove_unnamed(self, snapshot_id: SnapshotId) -> None:
+        """Delete bytes that were made in a transaction, unless it took place: an interrupt may come right after."""
+        with _or_later():
+            with self._database.write() as connection:
+                if snapshots.is_named(connection, snapshot_id):
+                    return
+                snapshots.pass_over(connection, snapshot_id)
+            self._holdings.remove(snapshot_id)
+
     def remove_orphans(self, held: set[SnapshotId]) -> tuple[SnapshotId, ...]:
-        """Delete the bytes seen before that have no row now: a row comes before its bytes, so what is new is safe."""
-        with self._database.read() as connection:
+        """Delete the bytes seen before that have no row now.
+
+        A row comes before its bytes, or in the transaction that made these and has ended by now. The ids of what is
+        being deleted are not given away again.
+        """
+        with self._database.write() as connection:
             orphans = tuple(sorted(held - snapshots.ids(connection)))
+            if orphans:
+                snapshots.pass_over(connection, orphans[-1])
         for orphan in orphans:
             self._holdings.remove(orphan)
         return orphans

@@ -53,7 +53,7 @@ class Overlay2Driver:
 
     name: ClassVar[str] = "overlay2"
     traits: ClassVar[Traits] = Traits(
-        CopyUnit.FILE, WritePolicy.COPY_ON_WRITE, max_layers=MAX_LOWERS, rebase=True, rootless=True
+        CopyUnit.FILE, WritePolicy.COPY_ON_WRITE, max_layers=MAX_LOWERS, rebase=True, rootless=True, light=True
     )
 
     def __init__(self, directories: LayerDirectories, *, share_above: int = SHARE_ABOVE) -> None:

@@ -62,8 +62,10 @@ class Database:
         ``durable=False`` does not wait for the disk: the next durable commit brings it along, a power cut may lose it.
         """
         connection = self._connection()
-        with _translated(self.path):
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        if self._local.durable is not durable:
+            with _translated(self.path):
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._local.durable = durable
         with self._transaction("BEGIN IMMEDIATE"):
             yield connection
 
@@ -88,6 +90,7 @@ class Database:
         # A connection must not be used, nor closed, in a child of the process that made it (sqlite.org/howtocorrupt).
         connection = self._connect()
         self._local.held = (os.getpid(), connection)
+        self._local.durable = None
         with self._guard:
             self._connections.append(connection)
         return connection

@@ -119,12 +119,19 @@ def snapshot(connection: sqlite3.Connection, row: Row) -> Snapshot:
 
 
 def insert(
-    connection: sqlite3.Connection, name: str, kind: Kind, parent: SnapshotId | None, *, owner: int, now: int
+    connection: sqlite3.Connection,
+    name: str,
+    kind: Kind,
+    parent: SnapshotId | None,
+    *,
+    state: State = State.CREATING,
+    owner: int,
+    now: int,
 ) -> SnapshotId:
-    """Reserve an id for a snapshot whose bytes are still to be made."""
+    """Reserve an id for a snapshot whose bytes are still to be made, by the end of this transaction if it is ready."""
     done = connection.execute(
         "INSERT INTO snapshots (name, kind, parent, state, owner, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (name, kind, parent, State.CREATING, owner, now, now),
+        (name, kind, parent, state, owner, now, now),
     )
     return SnapshotId(int(done.lastrowid or 0))
 
@@ -137,6 +144,11 @@ def pass_over(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> None:
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', ?)", (snapshot_id,))
     elif last[0] < snapshot_id:
         connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'snapshots'", (snapshot_id,))
+
+
+def is_named(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> bool:
+    """Tell whether an id has a row."""
+    return connection.execute("SELECT 1 FROM snapshots WHERE id = ?", (snapshot_id,)).fetchone() is not None
 
 
 def set_ready(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> None:
@@ -178,7 +190,23 @@ def set_committed_on(
         "UPDATE snapshots SET parent = ?, kind = 'committed', state = 'ready', created = ?, updated = ? WHERE id = ?"
     )
     connection.execute(query, (parent, now, now, snapshot_id))
-    _add_labels(connection, snapshot_id, labels)
+    add_labels(connection, snapshot_id, labels)
+
+
+def set_committed_as(
+    connection: sqlite3.Connection,
+    snapshot_id: SnapshotId,
+    name: str,
+    labels: Mapping[str, str],
+    usage: Usage,
+    now: int,
+) -> None:
+    """Turn an active snapshot into a committed one under a name, with labels of its own."""
+    query = """
+        UPDATE snapshots SET name = ?, kind = 'committed', size = ?, inodes = ?, created = ?, updated = ? WHERE id = ?
+    """
+    connection.execute(query, (name, usage.size, usage.inodes, now, now, snapshot_id))
+    set_labels(connection, snapshot_id, labels)
 
 
 def set_usage(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage) -> None:
@@ -211,10 +239,11 @@ def labels(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> dict[str,
 def set_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
     """Replace the labels of a snapshot."""
     connection.execute("DELETE FROM labels WHERE snapshot = ?", (snapshot_id,))
-    _add_labels(connection, snapshot_id, values)
+    add_labels(connection, snapshot_id, values)
 
 
-def _add_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
+def add_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
+    """Give labels to a snapshot that has none."""
     rows = [(snapshot_id, key, value) for key, value in values.items()]
     connection.executemany("INSERT INTO labels (snapshot, key, value) VALUES (?, ?, ?)", rows)
 
@@ -234,15 +263,20 @@ def infos(connection: sqlite3.Connection, prefix: str = "") -> Iterator[Info]:
     """Return what a caller is told of every ready row whose name starts so, in three queries however many they are."""
     labelled: dict[int, dict[str, str]] = {}
     for row in connection.execute("SELECT snapshot, key, value FROM labels ORDER BY snapshot, key"):
-        labelled.setdefault(row["snapshot"], {})[row["key"]] = row["value"]
+        snapshot_id, key, value = row
+        labelled.setdefault(snapshot_id, {})[key] = value
     query = """
         SELECT child.id, child.name, child.kind, coalesce(parent.name, '') AS parent, child.created, child.updated
         FROM snapshots AS child LEFT JOIN snapshots AS parent ON parent.id = child.parent
         WHERE child.state = 'ready' AND substr(child.name, 1, length(?1)) = ?1 ORDER BY child.name
     """
-    for row in connection.execute(query, (prefix,)):
-        times = (moment(row["created"]), moment(row["updated"]))
-        yield Info(row["name"], Kind(row["kind"]), row["parent"], *times, labelled.get(row["id"], {}))
+    for id_, name, kind, parent, created, updated in connection.execute(query, (prefix,)):
+        made = moment(created)
+        changed = made if updated == created else moment(updated)
+        yield Info(name, _KINDS[kind], parent, made, changed, labelled.get(id_, {}))
+
+
+_KINDS = {kind.value: kind for kind in Kind}
 
 
 def moment(nanoseconds: int) -> datetime:

@@ -6,7 +6,7 @@ Source: gRPC's "gRPC over HTTP2" (https://github.com/grpc/grpc/blob/master/doc/P
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Final
 from urllib.parse import quote
@@ -61,21 +61,33 @@ class CallError(Exception):
 def serve(connection: Connection, request: Request, methods: Mapping[bytes, Method]) -> None:
     """Carry out one call and send its answer, whatever becomes of it."""
     if not request.headers.get(b"content-type", b"").startswith(b"application/grpc"):
-        connection.answer(request.stream, _REFUSED, (), hpack.encode(b"grpc-status", b"%d" % Status.UNKNOWN))
+        connection.answer(request.stream, _REFUSED, (), lambda: hpack.encode(b"grpc-status", b"%d" % Status.UNKNOWN))
         return
-    body: list[bytes] = []
-    tail = _DONE
-    try:
-        method = methods.get(request.headers.get(b":path", b""), _unknown)
-        body = [_framed(message) for message in method(_message(request), request.headers)]
-    except CallError as error:
-        tail = _failure(error.status, str(error))
-    except LayerfsError as error:
-        tail = _failure(Status[error.grpc_code], f"{error.message} ({error.hint})" if error.hint else error.message)
-    except Exception:  # noqa: BLE001  the edge of the service: a mistake of ours must not end it
-        _log.exception("a mistake of layerfs in %r", request.headers.get(b":path"))
-        tail = _failure(Status.INTERNAL, "internal error of layerfs: its log has more")
-    connection.answer(request.stream, _HEAD, body, tail)
+    call = _Call(request, methods.get(request.headers.get(b":path", b""), _unknown))
+    connection.answer(request.stream, _HEAD, call.messages(), lambda: call.tail)
+
+
+class _Call:
+    """One call under way; ``tail`` is how it ended, once its messages are there."""
+
+    def __init__(self, request: Request, method: Method) -> None:
+        self._request = request
+        self._method = method
+        self.tail = _DONE
+
+    def messages(self) -> Iterator[bytes]:
+        """Carry it out."""
+        try:
+            for message in self._method(_message(self._request), self._request.headers):
+                yield _framed(message)
+        except CallError as error:
+            self.tail = _failure(error.status, str(error))
+        except LayerfsError as error:
+            words = f"{error.message} ({error.hint})" if error.hint else error.message
+            self.tail = _failure(Status[error.grpc_code], words)
+        except Exception:  # noqa: BLE001  the edge of the service: a mistake of ours must not end it
+            _log.exception("a mistake of layerfs in %r", self._request.headers.get(b":path"))
+            self.tail = _failure(Status.INTERNAL, "internal error of layerfs: its log has more")
 
 
 def _unknown(data: bytes, metadata: Metadata) -> Iterable[bytes]:  # noqa: ARG001  the signature of a method

@@ -1,8 +1,9 @@
 """One HTTP/2 connection, seen from the server: requests come out whole, answers go in (RFC 9113; "section" is of it).
 
-Any number of threads serve a connection. They share it by one rule: whoever finds no request waiting, and nobody
-reading, reads; the thread that finds a whole request takes it away and leaves the reading to another. So a request that
-comes alone is served by the thread that read it, without a switch of threads, and one that takes long holds up nobody.
+Any number of threads serve a connection, and one of them reads. When it has a whole request it carries that out by
+itself and then reads on: requests that come one by one are served without a switch of threads, which would cost more
+than all else here. Meanwhile another thread, the *watcher*, looks every `_MOMENT` whether the reading has been left for
+that long, and takes it over; so a request that takes long holds up nobody. After `_QUIET` looks at nothing it sleeps.
 
 A client is bounded in what it makes us hold: `MAX_BODY` a request, `_HELD` all together, `_STREAMS` at a time.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 from layerfs.serve import frames
@@ -31,6 +34,10 @@ _HEADERS: Final = 64 << 10
 """Bytes of headers of one request, compressed as well as not."""
 _BLOCK: Final = 64 << 10
 """Bytes to read at a time."""
+_MOMENT: Final = 0.002
+"""Seconds for which the reading may be left."""
+_QUIET: Final = 50
+"""Looks of the watcher without a request in between, after which it sleeps until the next one."""
 _PATIENCE: Final = 60
 """Seconds that a client may take nothing of what is sent to it."""
 
@@ -85,12 +92,15 @@ class Connection:
         self._first_window = DEFAULT_WINDOW
         self._largest_frame = MAX_FRAME
         self._reading = False
+        self._left = 0.0
+        self._watching = False
+        self._quiet = 0
         self._idle = 0
         self._senders = 0
         self._ending = False
         self._ended = False
         # Of the reading thread.
-        self._input = bytearray()
+        self._input = b""
         self._greeted = False
         self._decoder = Decoder()
         self._last = 0
@@ -113,30 +123,47 @@ class Connection:
                 request = self._await_request()
             finally:
                 self._idle -= 1
-            # Somebody else takes the next request, or goes on reading.
             if request is None or self._senders:
                 self._state.notify_all()
-            else:
-                self._state.notify()
+            elif self._ready or not self._watching:
+                self._state.notify()  # to take the next request, or to watch
             return request
 
     def _await_request(self) -> Request | None:
+        fresh = True
         while not self._ended:
-            if not self._ready:
-                self._read_or_wait()
-            elif (request := self._ready.popleft()).stream in self._streams:  # else it was cancelled meanwhile
-                return request
+            if self._ready:
+                request = self._ready.popleft()
+                if request.stream in self._streams:  # else it was cancelled meanwhile
+                    self._left, self._quiet = time.monotonic(), 0
+                    return request
+            elif not self._reading and (fresh or time.monotonic() >= self._left + _MOMENT):
+                self._read_unlocked()
+            else:
+                self._wait()
+                fresh = False
         return None
 
-    def answer(self, stream: int, head: bytes, body: Sequence[bytes], tail: bytes) -> None:
+    def _wait(self) -> None:
+        """Wait for news, as the watcher if there is none and something to watch."""
+        if self._watching or self._quiet >= _QUIET:
+            self._state.wait()
+            return
+        self._watching = True
+        try:
+            self._state.wait(_MOMENT)
+        finally:
+            self._watching = False
+            self._quiet += 1
+
+    def answer(self, stream: int, head: bytes, body: Iterable[bytes], tail: Callable[[], bytes]) -> None:
         """Send an answer: a header block, the parts of a body, and a block of trailers; then the stream is over.
 
-        Return silently where the client is gone or has cancelled the request.
+        Parts are sent as they come, and the trailers are asked for when all are sent. Return silently where the client
+        is gone or has cancelled the request.
         """
         try:
-            self._answer(stream, head, body, tail)
-        except OSError:
-            self._end()
+            self._answer(stream, head, iter(body), tail)
         finally:
             with self._state:
                 found = self._streams.pop(stream, None)
@@ -146,24 +173,29 @@ class Connection:
             # The client is still sending what nobody reads (section 8.1).
             self._send(frames.reset(stream, ErrorCode.NO_ERROR))
 
-    def _answer(self, stream: int, head: bytes, body: Sequence[bytes], tail: bytes) -> None:
-        size = sum(map(len, body))
-        pieces = [frames.frame(Type.HEADERS, frames.END_HEADERS, stream, head)]
-        last = frames.frame(Type.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, tail)
-        with self._state:
-            if stream not in self._streams:
-                return
-            at_once = size <= self._largest_frame and size <= min(self._window, self._streams[stream].window)
-            if at_once:
-                self._window -= size
-        if at_once:
-            if size:
-                pieces.append(frames.frame(Type.DATA, 0, stream, b"".join(body)))
-            self._send(b"".join((*pieces, last)))
+    def _answer(self, stream: int, head: bytes, body: Iterator[bytes], tail: Callable[[], bytes]) -> None:
+        first = next(body, b"")
+        second = next(body, None)
+        opening = frames.frame(Type.HEADERS, frames.END_HEADERS, stream, head)
+        if second is None and self._take_from_window(stream, len(first)):
+            data = frames.frame(Type.DATA, 0, stream, first) if first else b""
+            self._send(opening + data + _trailers(stream, tail()))
             return
-        self._send(pieces[0])
-        if all(self._send_body(stream, part) for part in body):
-            self._send(last)
+        if stream not in self._streams:
+            return
+        self._send(opening)
+        parts = chain((first,) if second is None else (first, second), body)
+        if all(self._send_body(stream, part) for part in parts):
+            self._send(_trailers(stream, tail()))
+
+    def _take_from_window(self, stream: int, size: int) -> bool:
+        """Tell whether so much may be sent at once, and count it."""
+        with self._state:
+            found = self._streams.get(stream)
+            if found is None or size > min(self._window, found.window, self._largest_frame):
+                return False
+            self._window -= size
+            return True
 
     def _send_body(self, stream: int, data: bytes) -> bool:
         """Send a part of a body as the client's windows allow; return False where the request is cancelled."""
@@ -187,7 +219,10 @@ class Connection:
                         self._window -= size
                         found.window -= size
                         return size
-                    self._read_or_wait()
+                    if self._reading:
+                        self._state.wait()
+                    else:
+                        self._read_unlocked()
             finally:
                 self._senders -= 1
         return 0
@@ -218,11 +253,8 @@ class Connection:
 
     # -- reading, by one thread at a time ------------------------------------------------------------------------------
 
-    def _read_or_wait(self) -> None:
-        """Read what there is, unless another thread does: then wait for news. Called with the state held."""
-        if self._reading:
-            self._state.wait()
-            return
+    def _read_unlocked(self) -> None:
+        """Read what there is; called with the state held, which is let go meanwhile."""
         self._reading = True
         self._state.release()
         ended = True
@@ -241,8 +273,7 @@ class Connection:
             data = self._socket.recv(_BLOCK)
             if not data:
                 return False
-            self._input += data
-            self._take_input()
+            self._take_input(self._input + data if self._input else data)
         except ProtocolError as error:
             self._send(frames.goaway(self._last, error.code, str(error).encode()))
             self.cut()
@@ -251,26 +282,28 @@ class Connection:
             return False
         return True
 
-    def _take_input(self) -> None:
-        at = 0
-        if not self._greeted:
-            if not frames.PREFACE.startswith(self._input[: len(frames.PREFACE)]):
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "this is no HTTP/2")
-            if len(self._input) < len(frames.PREFACE):
-                return
-            self._greeted = True
-            self._send(_GREETING)
-            at = len(frames.PREFACE)
-        while len(self._input) - at >= frames.HEADER_SIZE:
-            length, type_, flags, stream = frames.parse_header(self._input, at)
+    def _take_input(self, data: bytes) -> None:
+        at = 0 if self._greeted else self._greet(data)
+        while self._greeted and len(data) - at >= frames.HEADER_SIZE:
+            length, type_, flags, stream = frames.parse_header(data, at)
             if length > MAX_FRAME:
                 raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
             end = at + frames.HEADER_SIZE + length
-            if len(self._input) < end:
+            if len(data) < end:
                 break
-            self._take(type_, flags, stream, bytes(self._input[at + frames.HEADER_SIZE : end]))
+            self._take(type_, flags, stream, data[at + frames.HEADER_SIZE : end])
             at = end
-        del self._input[:at]
+        self._input = data[at:]
+
+    def _greet(self, data: bytes) -> int:
+        """Return where the first frame begins, after the preface; 0 while that is not whole."""
+        if not frames.PREFACE.startswith(data[: len(frames.PREFACE)]):
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "this is no HTTP/2")
+        if len(data) < len(frames.PREFACE):
+            return 0
+        self._greeted = True
+        self._send(_GREETING)
+        return len(frames.PREFACE)
 
     def _take(self, type_: int, flags: int, stream: int, payload: bytes) -> None:
         if self._open_block is not None and type_ != Type.CONTINUATION:
@@ -441,3 +474,7 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError:
             return  # not connected any more
+
+
+def _trailers(stream: int, block: bytes) -> bytes:
+    return frames.frame(Type.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, block)

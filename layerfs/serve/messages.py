@@ -119,12 +119,13 @@ def _mount(value: Mount) -> bytes:
 
 
 def _info(value: Info) -> bytes:
+    created = _timestamp(value.created)
     return (
         protobuf.text(1, value.name)
         + protobuf.text(2, value.parent)
         + protobuf.number(3, _KINDS[value.kind])
-        + protobuf.message(4, _timestamp(value.created))
-        + protobuf.message(5, _timestamp(value.updated))
+        + protobuf.message(4, created)
+        + protobuf.message(5, created if value.updated == value.created else _timestamp(value.updated))
         + protobuf.texts_by_text(6, value.labels)
     )
 

@@ -12,6 +12,8 @@ from layerfs.errors import InvalidArgument
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _FIXED: Final = {_FIXED64: 8, _FIXED32: 4}
+_SMALL: Final = tuple(bytes((value,)) for value in range(0x80))
+"""Integers of one byte."""
 _NESTED: Final = 100
 """Groups inside groups: an old form that nobody writes, skipped so deep."""
 
@@ -118,7 +120,10 @@ def number(field: int, value: int) -> bytes:
 
 def text(field: int, value: str) -> bytes:
     """Return a field with a string; nothing for an empty one."""
-    return message(field, value.encode()) if value else b""
+    if not value:
+        return b""
+    data = value.encode()  # a list has tens of thousands of these, so `message` is not called
+    return _encode(field << 3 | _BYTES) + _encode(len(data)) + data
 
 
 def texts(field: int, values: Iterable[str]) -> bytes:
@@ -138,7 +143,7 @@ def texts_by_text(field: int, values: Mapping[str, str]) -> bytes:
 
 def _encode(value: int) -> bytes:
     if value < 0x80:  # noqa: PLR2004  seven bits in each byte
-        return bytes((value,))
+        return _SMALL[value]
     out = bytearray()
     while value >= 0x80:  # noqa: PLR2004  the same
         out.append(value & 0x7F | 0x80)

@@ -12,7 +12,7 @@ all. What any other client calls a snapshot, in a namespace, is in a room of tha
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from layerfs.contract import Info
@@ -54,11 +54,13 @@ class Room:
 
     def key(self, name: str) -> str:
         """Return what the client calls a snapshot of this room."""
-        return name.removeprefix(self._own if self.namespace and name.startswith(self._own) else _SHARED)
+        own = self._own
+        return name.removeprefix(own if self.namespace and name.startswith(own) else _SHARED)
 
     def seen(self, info: Info) -> Info:
         """Return a record with the names that the client knows."""
-        return replace(info, name=self.key(info.name), parent=self.key(info.parent))
+        name, parent = self.key(info.name), self.key(info.parent)
+        return Info(name, info.kind, parent, info.created, info.updated, info.labels)
 
     @property
     def _own(self) -> str:

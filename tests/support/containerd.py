@@ -81,6 +81,12 @@ class Containerd:
             assert time.monotonic() < deadline, "a shim does not end"
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Return the daemon's process id."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         log = (self.place / "log").open("ab")
