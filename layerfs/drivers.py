@@ -52,9 +52,12 @@ def open_first(root: Path, options: Mapping[str, str] | None = None) -> tuple[st
     for name, found in _installed().items():
         try:
             return name, _open(found, root / name, options)
-        except LayerfsError as error:
+        except BaseException as error:
+            with suppress(LayerfsError):
+                tree.remove_tree(root / name)
+            if not isinstance(error, LayerfsError):
+                raise
             reasons.append(f"{name}: {error.message}")
-            tree.remove_tree(root / name)
     raise Unsupported(f"no driver works in {root}: {'; '.join(reasons)}", hint="`layerfs doctor` says what to do")
 
 
