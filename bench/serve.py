@@ -129,9 +129,9 @@ def table(samples: Iterator[tuple[str, int, Mapping[str, int]]]) -> None:
         print(f"{peer:28}" + "".join(cells))
 
 
-def build(programs: Path) -> None:
-    """Build the programs in Go."""
-    for name in ("client", "overlay"):
+def build(programs: Path, *names: str) -> None:
+    """Build programs in Go."""
+    for name in names:
         command = ["go", "build", "-o", str(programs / name), f"./serving/{name}"]
         subprocess.run(command, cwd=_HERE, env={**os.environ, **_GO}, check=True)
 
@@ -147,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="layerfs-bench-", dir=asked.directory) as name:
         programs = Path(name) / "programs"
         programs.mkdir()
-        build(programs)
+        build(programs, "client", "overlay")
         with peers(Path(name), programs) as found:
             before = [peer.cpu() for peer in found]
             table(ask(programs, ("prepare", asked.rounds, asked.files), found))

@@ -1,6 +1,7 @@
 // Command client times the calls of snapshotters behind sockets, interleaved, and prints nanoseconds as JSON lines.
 //
 //	client prepare ROUNDS FILES NAME=SOCKET,SNAPSHOTTER[,SYNC]...
+//	client calls ROUNDS COUNT NAME=SOCKET,SNAPSHOTTER...
 //	client list ROUNDS COUNT NAME=SOCKET,SNAPSHOTTER...
 //
 // SYNC is a directory whose file system is synced before each commit, as part of it: what a commit of layerfs does.
@@ -115,6 +116,16 @@ func (p *peer) list(count int) map[string]int64 {
 	return map[string]int64{"list": elapsed}
 }
 
+// calls makes so many calls one after the other that do nothing, and gives the mean of them.
+func (p *peer) calls(count int) map[string]int64 {
+	elapsed := timed(func() {
+		for number := 0; number < count; number++ {
+			check(p.snapshotter.Remove(ctx, fmt.Sprintf("key-%d", number)))
+		}
+	})
+	return map[string]int64{"call": elapsed / int64(count)}
+}
+
 func main() {
 	rounds, err := strconv.Atoi(os.Args[2])
 	check(err)
@@ -138,9 +149,12 @@ func main() {
 	for number := 0; number < rounds; number++ {
 		for _, p := range peers {
 			var times map[string]int64
-			if os.Args[1] == "list" {
+			switch os.Args[1] {
+			case "list":
 				times = p.list(size)
-			} else {
+			case "calls":
+				times = p.calls(size)
+			default:
 				times = p.round(number, place, size)
 			}
 			check(out.Encode(map[string]interface{}{"peer": p.name, "round": number, "times": times}))
