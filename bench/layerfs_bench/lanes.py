@@ -14,7 +14,7 @@ from pathlib import Path
 
 from layerfs.contract import WritePolicy
 from layerfs.errors import LayerfsError, Unsupported
-from layerfs_bench import beds, inputs, places
+from layerfs_bench import inputs, places, plainbed, storebed
 from layerfs_bench.beds import Bed
 from layerfs_bench.places import Ground
 from layerfs_bench.results import PLAIN, Cell, LeftOut
@@ -42,8 +42,11 @@ class Lane:
 
     def opened(self, work: Path) -> AbstractContextManager[Bed]:
         """Open its bed; images are written below ``work``, each once in a run."""
+        layouts = partial(inputs.layout, work / "images")
+        if self.cell.is_baseline:
+            return plainbed.opened(self.cell, self.path, layouts)
         options = dict((*self.cell.options, *self.ground.options))
-        return beds.opened(self.cell, options, self.path, partial(inputs.layout, work / "images"))
+        return storebed.opened(self.cell, options, self.path, layouts)
 
 
 _COPY, _REDIRECT = (("write", "copy"),), (("write", "redirect"),)

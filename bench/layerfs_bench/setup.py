@@ -13,7 +13,7 @@ from pathlib import Path
 
 from layerfs.errors import InvalidArgument, LayerfsError, NoSpace, Unsupported, os_error
 from layerfs.kernel import syscalls, userns
-from layerfs_bench import beds, counters, lanes, places, scenarios
+from layerfs_bench import counters, lanes, places, scenarios, storebed
 from layerfs_bench.child import End, run
 from layerfs_bench.events import Listener, Preparing
 from layerfs_bench.lanes import Lane
@@ -63,21 +63,33 @@ def prepared(wishes: Wishes, listener: Listener) -> Iterator[Plan]:
         raise InvalidArgument(f"there is no cell {unknown[0]!r}", hint=f"one of {names}, or a driver")
     with ExitStack() as undo:
         memory = undo.enter_context(counters.memory_meter())
-        wanted = lanes.selected(wishes.cells or profile.cells)
-        possible = [place for place in {one.place for one in wanted} if places.may_exist(place)]
-        needed = profile.place * len(possible) if rooted else None
-        work = undo.enter_context(working_directory(wishes.work or workplace(needed)))
-        if wishes.store is not None:
-            there, left_out = undo.enter_context(_own_store(wishes.store, work)), list[LeftOut]()
-        elif rooted:
-            there, left_out = lanes.on_loops(wanted, work, profile.place, undo, lambda what: listener(Preparing(what)))
-        else:
-            there, left_out = lanes.on_directory(work, wishes.cells, wanted, _NEEDS_ROOT)
+        work = undo.enter_context(working_directory(wishes.work or workplace(_needed(wishes) if rooted else None)))
+        there, left_out = _lanes(wishes, work, undo, listener, rooted=rooted)
         if not any(not lane.cell.is_baseline for lane in there):
             reasons = "; ".join(f"{one.what}: {one.reason}" for one in left_out)
             raise Unsupported(f"no driver can be measured here: {reasons}", hint="`layerfs doctor` says what to do")
         budget = wishes.budget or profile.budget
         yield Plan(profile, tuple(there), chosen, work, wishes.seed, budget, tuple(left_out), wishes.command, memory)
+
+
+def _needed(wishes: Wishes) -> int | None:
+    """Return the bytes that the file systems of a run may take, or None if it makes none."""
+    if wishes.store is not None:
+        return None
+    wanted = {one.place for one in lanes.selected(wishes.cells or wishes.profile.cells)}
+    return wishes.profile.place * sum(places.may_exist(place) for place in wanted)
+
+
+def _lanes(
+    wishes: Wishes, work: Path, undo: ExitStack, listener: Listener, *, rooted: bool
+) -> tuple[list[Lane], list[LeftOut]]:
+    """Make the cells that are wished for, until ``undo`` is closed, and say what is left out."""
+    if wishes.store is not None:
+        return undo.enter_context(_own_store(wishes.store, work)), []
+    wanted = lanes.selected(wishes.cells or wishes.profile.cells)
+    if rooted:
+        return lanes.on_loops(wanted, work, wishes.profile.place, undo, lambda what: listener(Preparing(what)))
+    return lanes.on_directory(work, wishes.cells, wanted, _NEEDS_ROOT)
 
 
 def isolate() -> None:
@@ -193,7 +205,7 @@ def _clear(lane: Lane, work: Path) -> None:
     def clear() -> _Cleared:
         with lane.opened(work) as bed:
             bed.tidy()
-            if isinstance(bed, beds.StoreBed):
+            if isinstance(bed, storebed.StoreBed):
                 bed.remove_images()
         return _Cleared()
 
@@ -201,5 +213,5 @@ def _clear(lane: Lane, work: Path) -> None:
     if ended.end is not End.DONE:
         raise LayerfsError(
             f"what the benchmark put into {lane.path} could not be removed: {ended.reason}",
-            hint=f"`layerfs --store {lane.path} ls` and `image ls` show it: names that start with {beds.PREFIX}",
+            hint=f"`layerfs --store {lane.path} ls` and `image ls` show it: names that start with {storebed.PREFIX}",
         )

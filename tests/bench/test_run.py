@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import layerfs
-from layerfs_bench import beds, document, events, profiles, runner, scenarios, setup
+from layerfs_bench import document, events, profiles, runner, scenarios, setup, storebed
 from layerfs_bench.codec import decode
 from layerfs_bench.results import CacheState, Key, Measurement, Outcome, Parameters, Results
 from layerfs_bench.scenarios import images
@@ -140,7 +140,7 @@ def test_a_cell_that_crashes_or_hangs_is_marked_and_the_rest_goes_on(fresh_dir: 
         results = runner.Runner(replace(plan, scenarios=chosen), listener=heard.append).run()
         for lane in plan.lanes:
             with lane.opened(fresh_dir) as bed:
-                assert not isinstance(bed, beds.StoreBed) or bed.store.clones() == ()
+                assert not isinstance(bed, storebed.StoreBed) or bed.store.clones() == ()
     ends = {one.cell.name: one for one in results.measurements if one.key.scenario == "test.failing"}
     assert ends["plain-ext4"].outcome is Outcome.OK
     assert (ends["overlay2-ext4"].outcome, ends["overlay2-ext4"].reason) == (
@@ -362,7 +362,7 @@ def test_what_a_killed_build_left_is_removed_layer_by_layer(fresh_dir: Path) -> 
             chain.prepare()
         assert runner.tidied(plan, lane)
         with lane.opened(fresh_dir) as bed:
-            assert isinstance(bed, beds.StoreBed)
+            assert isinstance(bed, storebed.StoreBed)
             assert bed.store.snapshotter.infos() == []
 
 
