@@ -1,4 +1,4 @@
-"""A store as a bed: roots are clones, made and mounted through the library's own interface, as a runtime would do it."""
+"""A store as a bed: roots are clones, made and mounted through the library, as a runtime would do it."""
 
 from __future__ import annotations
 
