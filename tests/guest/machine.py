@@ -46,6 +46,9 @@ _NOT_COPIED = (".git", ".venv")
 """Of the checkout: these are too large, and seen as they are."""
 
 _SHARE = """
+sort -rn /proc/self/mountinfo | while read -r _ _ _ _ place _; do
+    case $place in */layerfs-test-*|*/layerfs-pytest-*) umount -l "$(printf %b "$place")" || true ;; esac
+done
 for name in .git .venv; do
     [ ! -d "$0/$name" ] || mount --bind "$1/$name" "$0/$name"
 done
@@ -53,7 +56,10 @@ mount --rbind "$0" "$1"
 shift
 exec "$@"
 """
-"""In a mount namespace of its own, so that the mounts go with it."""
+"""In a mount namespace of its own, so that the mounts go with it; and so that it holds none of other tests'.
+
+A copy of such a mount would keep its file system busy, and its loop device, for as long as the machine runs.
+"""
 
 _JOB = """\
 export PATH={path}:/usr/sbin:/sbin HOME={home} LC_ALL=C.UTF-8 TMPDIR=/scratch {mark}=1
