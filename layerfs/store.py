@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from layerfs import drivers, locks, volume
 from layerfs.clones import PREFIX, Clone, Clones
@@ -23,6 +22,7 @@ from layerfs.image.platform import Platform
 from layerfs.image.reference import Reference
 from layerfs.images import Image, Images
 from layerfs.kernel import userns
+from layerfs.kernel.descriptors import Closing
 from layerfs.kernel.userns import IdMap
 from layerfs.metadata import settings
 from layerfs.metadata.database import Database
@@ -139,7 +139,7 @@ def needs_namespace(path: Path, driver: str = AUTO) -> bool:
     return not drivers.works_unprivileged(driver, there)
 
 
-class Store:
+class Store(Closing):
     """An open store; a context manager that closes it. Use `open_store`."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], int] = time.time_ns) -> None:
@@ -188,16 +188,6 @@ class Store:
                 detached = self.driver.detach() or detached
             self.close()
             return detached
-
-    def __enter__(self) -> Self:
-        """Return the store itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     # Images
 

@@ -10,6 +10,7 @@ Source: the kernel's Documentation/admin-guide/device-mapper/thin-provisioning.r
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,20 +20,24 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfs import locks, tree
-from layerfs.contract import CopyUnit, Driver, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
+from layerfs.contract import CopyUnit, Damage, Driver, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
 from layerfs.errors import (
     Busy,
     Corrupt,
     LayerfsError,
-    NoSpace,
-    OperationFailed,
     Unsupported,
 )
 from layerfs.kernel import blockdevices, mountinfo
-from layerfs.kernel.dm import Mapper
+from layerfs.kernel.dm import Device, Mapper, Status
 from layerfs_backends.thin.ledger import BASE, Entry, Ledger, State
 from layerfs_backends.thin.options import parse
-from layerfs_backends.thin.pool import BLOCK, Fill, Plan, Pool, low_water
+from layerfs_backends.thin.plan import BLOCK, Fill, Plan
+from layerfs_backends.thin.pool import Pool
+from layerfs_backends.thin.room import Room
+
+_POOL = locks.named("pool")
+_GONE = "it is lost: remove what stands on it, then import the image again"
+_TAKEN = "`layerfs store close`; the next opening brings it back"
 
 _log = logging.getLogger(__name__)
 
@@ -47,49 +52,49 @@ class DeviceMapperDriver:
         self._root = root
         self._pool = pool
         self._mapper = mapper
-        self._files = files
+        self._room = Room(root, files=files)
         self._discard = discard
         self._ledger = Ledger(root)
 
     def create(self, snapshot: Snapshot) -> None:
         """Make a thin snapshot of the parent, or of the base, and show it; raise `NoSpace` before the pool is full."""
-        origin = snapshot.parent or BASE
-        with self._up() as fill:
+        with self._up() as pool:
             if snapshot.writable:
-                self._check_room(fill)
-            above = self._ledger.get(origin)
-            entry = Entry(snapshot.id, State.CREATING, self._ledger.take_number(), origin)
+                self._room.check(Fill.parse(pool.text))
+            origin = self._ledger.get(snapshot.parent or BASE)
+            entry = Entry(snapshot.id, State.CREATING, origin.id)
             self._ledger.add(entry)
-            with ExitStack() as undo:
-                undo.callback(self._undo, entry)
-                with self._resting(above):
-                    self._pool.snapshot(entry.number, above.number)
-                self._pool.show(entry.id, entry.number)
-                self._ledger.change(replace(entry, state=State.OPEN), durable=True)
-                self._ledger.sync()
-                undo.pop_all()
+            try:
+                with self._resting(origin):
+                    self._pool.snapshot(entry.id, origin.id)
+                self._pool.show(entry.id, pool.device, new=True)
+                self._ledger.change(replace(entry, state=State.OPEN))
+            except BaseException:
+                self._undo(entry.id)
+                raise
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return the mount of the device's file system."""
-        return (self._pool.mount_of(self._pool.path(snapshot.id), writable=snapshot.writable),)
+        return (self._pool.mount_of(snapshot.id, writable=snapshot.writable),)
 
     def commit(self, snapshot: Snapshot) -> None:
         """Put the device on disk, count it and take it from the kernel; raise `Busy` while it is mounted.
 
         A mount would go on writing to what others stand on.
         """
-        with self._up() as before:
+        with self._up() as pool:
             entry = self._ledger.get(snapshot.id)
             if entry.state is not State.COMMITTED:
                 self._check_closed(entry.id)
-                self._check_complete(before)
+                self._room.check_complete(Fill.parse(pool.text))
                 try:
                     blockdevices.flush(self._pool.path(entry.id))
                 finally:  # what a full pool refused shows as EIO
-                    self._check_complete(self._pool.fill())
+                    self._room.check_complete(self._fill())
                 blocks, inodes = self._measure(entry)
                 entry = replace(entry, state=State.COMMITTED, blocks=blocks, inodes=inodes)
-                self._ledger.change(entry, durable=True)
+                self._ledger.change(entry)
+                self._ledger.sync()
             self._pool.hide(entry.id)
 
     def usage(self, snapshot: Snapshot) -> Usage:
@@ -104,16 +109,18 @@ class DeviceMapperDriver:
         entry = self._ledger.find(id)
         if entry is None:
             return
-        with self._up():
+        with self._up() as pool:
             if entry.state is State.CREATING:
                 with self._device_lock(entry.origin):
                     self._pool.resume(entry.origin)
-            self._check_closed(id)
-            self._ledger.change(replace(entry, state=State.REMOVING), durable=False)
-            if self._discard and entry.state in {State.OPEN, State.COMMITTED}:
-                self._give_back(entry)
+            device = self._pool.device(id)
+            if device is not None and device.opened:
+                self._check_closed(id)
+            self._ledger.change(replace(entry, state=State.REMOVING))
+            if self._discard and not (device and self._pool.is_untouched(device)):
+                self._give_back(entry, pool.device)
             self._pool.hide(id)
-            self._pool.delete(entry.number)
+            self._pool.delete(id)
             self._ledger.drop(id)
         self._rest()
 
@@ -126,11 +133,24 @@ class DeviceMapperDriver:
         with suppress(LayerfsError, OSError):
             self._rest()
         self._mapper.close()
+        self._ledger.close()
 
     def detach(self) -> bool:
         """Take the pool and all its devices from the kernel until the next opening (`layerfs.contract.Detachable`)."""
         with self._lock(exclusive=True):
             return self._stop()
+
+    def check(self, snapshots: Iterable[Snapshot]) -> Iterable[Damage]:
+        """Tell what the kernel and the pool no longer have of these (`layerfs.contract.Checkable`)."""
+        with self._up() as pool:
+            fill = Fill.parse(pool.text)
+            if fill.mode != "rw":
+                failed = self._room.full(fill)
+                yield Damage(None, failed.message, failed.hint or "")
+            for snapshot in snapshots:
+                entry = self._ledger.find(snapshot.id)
+                if entry is not None and (damage := self._damage(entry, pool.device)):
+                    yield damage
 
     def open(self) -> None:
         """Bring the pool up with every device that is to be there; make it where there is none."""
@@ -140,44 +160,82 @@ class DeviceMapperDriver:
     # The pool
 
     @contextmanager
-    def _up(self) -> Iterator[Fill]:
-        """Hold the pool up while the block runs, and tell how full it is."""
+    def _up(self) -> Iterator[Status]:
+        """Hold the pool up while the block runs, and tell how it is."""
         while True:
             with self._lock(exclusive=False):
-                fill = self._pool.fill()
-                if fill is not None:
-                    yield fill
+                status = self._pool.status()
+                if status is not None:
+                    yield status
                     return
             with self._lock(exclusive=True):
-                if self._pool.fill() is None:
+                if self._pool.status() is None:
                     self._bring_up()
 
     def _bring_up(self) -> None:
         base = self._ledger.find(BASE)
         if base is None:
-            self._pool.stop()
-            self._pool.erase()
+            self._start_over()
         with ExitStack() as undo:
             undo.callback(self._pool.stop)
-            self._pool.start()
-            if not self._pool.check():
-                if base is not None:
-                    raise Corrupt(
-                        f"the pool of {self._root} has lost its metadata", hint="thin_check; restore them from a backup"
-                    )
-                self._pool.mark()
+            pool = self._pool.start()
+            marked = self._pool.check(Fill.parse(pool.text))
             if base is None:
-                blocks, inodes = self._pool.make_base()
+                blocks, inodes = self._pool.make_base(pool.device)
                 # The root directory belongs to each snapshot that starts from the base.
-                self._ledger.add(Entry(BASE, State.COMMITTED, 0, BASE, blocks, inodes - 1))
+                self._ledger.change(Entry(BASE, State.COMMITTED, BASE, blocks, inodes - 1))
                 self._ledger.sync()
-            for number in self._ledger.lost_numbers():
-                self._pool.delete(number)
-            for entry in self._ledger.entries():
-                if entry.state is State.OPEN:
-                    self._pool.show(entry.id, entry.number)
+            elif not marked and not self._show(BASE, pool.device):
+                raise Corrupt(
+                    f"the pool of {self._root} has lost its metadata", hint="thin_check; restore them from a backup"
+                )
+            self._pool.hide(BASE)
+            if not marked:
+                self._pool.mark()
+            self._show_all(pool.device)
             self._pool.finish_start()
             undo.pop_all()
+
+    def _start_over(self) -> None:
+        """Erase what a first opening left that was killed; raise `Corrupt` for a pool that was whole."""
+        self._pool.stop()
+        if self._pool.is_formatted():
+            try:
+                marked = self._pool.check(Fill.parse(self._pool.start().text))
+            finally:
+                self._pool.stop()
+            if marked:
+                raise Corrupt(
+                    f"{self._root} has lost its ledger, but not its pool", hint="restore the file from a backup"
+                )
+        self._pool.erase()
+
+    def _show_all(self, pool: Device) -> None:
+        """Show what was open; after a crash ask the pool for the devices of which the ledger is not sure."""
+        for uncertain in self._ledger.uncertain():
+            if self._show(uncertain, pool):
+                _log.info("snapshot %d was made just before the crash", uncertain)
+                self._ledger.change(Entry(uncertain, State.OPEN))
+            else:
+                self._ledger.drop(uncertain)
+        self._ledger.sync()
+        for entry in self._ledger.entries():
+            if entry.state is State.OPEN and not self._show(entry.id, pool):
+                _log.warning("the pool has no device of snapshot %d any more", entry.id)
+
+    def _show(self, id: SnapshotId, pool: Device) -> bool:  # noqa: A002  the contract's word
+        """Show a snapshot's device; return False where the pool has none."""
+        try:
+            self._pool.show(id, pool)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            return False
+        return True
+
+    def _fill(self) -> Fill | None:
+        pool = self._pool.status()
+        return None if pool is None else Fill.parse(pool.text)
 
     def _rest(self) -> None:
         """Take a pool without snapshots from the kernel, unless somebody works with it."""
@@ -189,47 +247,12 @@ class DeviceMapperDriver:
     def _stop(self) -> bool:
         stopped = self._pool.stop()
         if stopped:
-            self._ledger.settle_numbers()
+            self._ledger.settle()
         return stopped
 
     def _lock(self, *, exclusive: bool, wait: bool = True) -> AbstractContextManager[None]:
-        place, timeout = locks.named("pool"), None if wait else 0
-        return locks.locked(
-            self._root / "lock", place, exclusive=exclusive, what=f"the pool of {self._root}", timeout=timeout
-        )
-
-    def _check_room(self, fill: Fill) -> None:
-        short = fill.free < low_water(fill.total) or fill.metadata_free < low_water(fill.metadata_total)
-        if fill.mode != "rw" or short:
-            raise self._full(fill)
-        if self._files:
-            disk = os.statvfs(self._root)
-            if disk.f_bavail * disk.f_frsize < low_water(disk.f_blocks * disk.f_frsize):
-                raise NoSpace(
-                    f"the disk of {self._root} is nearly full, and the pool is a file on it",
-                    hint="free some space there, or remove clones and images (`layerfs prune`)",
-                )
-
-    def _check_complete(self, fill: Fill | None) -> None:
-        """Raise where what a mount has written may not be there: an unmount does not tell.
-
-        A full pool calls itself writable again at the next flush if a block is left, so a rest of one part in a hundred
-        counts as none.
-        """
-        if fill is None or fill.mode != "rw" or fill.free < fill.total // 100:
-            raise self._full(fill)
-
-    def _full(self, fill: Fill | None) -> LayerfsError:
-        if fill is None or fill.mode in {"Fail", "needs_check", "ro"}:
-            return OperationFailed(
-                f"the thin pool of {self._root} has failed ({fill.mode if fill else 'gone'})",
-                hint="look into dmesg; `layerfs store close`, then thin_check and thin_repair on its metadata",
-            )
-        return NoSpace(
-            f"the thin pool of {self._root} is nearly full: {fill.free >> 20} MiB of {fill.total >> 20} are free,"
-            f" {fill.metadata_free >> 20} of {fill.metadata_total >> 20} for its metadata",
-            hint="remove clones and images (`layerfs prune` shows what nobody uses)",
-        )
+        what, timeout = f"the pool of {self._root}", None if wait else 0
+        return locks.locked(self._root / "lock", _POOL, exclusive=exclusive, what=what, timeout=timeout)
 
     # Devices
 
@@ -240,7 +263,8 @@ class DeviceMapperDriver:
         device = self._pool.device(entry.id)
         if device is None:
             raise Corrupt(f"{self._pool.path(entry.id)} is gone", hint="`layerfs store close`, then try again")
-        point = next(iter(mountinfo.showing(device, "/")), None)
+        numbers = os.major(device.number), os.minor(device.number)
+        point = next(iter(mountinfo.showing(numbers, "/")), None)
         if point is None:
             return self._pool.blocks(entry.id), blockdevices.used_inodes(self._pool.path(entry.id))
         tree.syncfs(point.path)  # what waits in memory has no blocks yet
@@ -265,15 +289,32 @@ class DeviceMapperDriver:
         place = locks.named(f"device/{id}")
         return locks.locked(self._root / "lock", place, exclusive=True, what=f"the device of snapshot {id}")
 
-    def _undo(self, entry: Entry) -> None:
-        self._pool.hide(entry.id)
-        self._pool.delete(entry.number)
-        self._ledger.drop(entry.id)
+    def _damage(self, entry: Entry, pool: Device) -> Damage | None:
+        place = self._pool.path(entry.id)
+        if self._pool.device(entry.id) is None:
+            there = self._show(entry.id, pool)
+            self._pool.hide(entry.id)
+            if not there:
+                return Damage(entry.id, f"the pool has no device of {place.name} any more", _GONE)
+            if entry.state is State.OPEN:
+                return Damage(entry.id, f"{place} was taken from the kernel", _TAKEN)
+            return None
+        try:
+            self._pool.blocks(entry.id)
+        except Corrupt as error:
+            return Damage(entry.id, error.message, error.hint or "")
+        return None
 
-    def _give_back(self, entry: Entry) -> None:
+    def _undo(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        self._pool.hide(id)
+        self._pool.delete(id)
+        self._ledger.drop(id)
+
+    def _give_back(self, entry: Entry, pool: Device) -> None:
         """Discard the blocks that only this device has: deleting it alone keeps them in the file of the pool."""
         try:
-            self._pool.show(entry.id, entry.number)
+            if entry.state is State.COMMITTED:
+                self._pool.show(entry.id, pool)
             blockdevices.discard(self._pool.path(entry.id))
         except OSError as error:
             _log.info("the space of snapshot %d does not go back to the disk: %s", entry.id, error)
@@ -316,9 +357,8 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
 
 def _remove_files(root: Path) -> None:
     """Delete what a driver that could not be opened for the first time made."""
-    for name in ("devices/0", "pool", "lock", "numbers", "data.img", "metadata.img"):
+    for name in ("ledger", "pool", "lock", "data.img", "metadata.img"):
         (root / name).unlink(missing_ok=True)
-    _remove_empty(root / "devices")
 
 
 def _remove_empty(directory: Path) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
-from typing import Self
 
 from layerfs.kernel import syscalls
+from layerfs.kernel.descriptors import Closing
 
 _OPEN = 128
 """Descriptors that one walk holds at most."""
@@ -25,7 +24,7 @@ def open_directory(dir_fd: int, name: bytes) -> int:
     return syscalls.openat2(dir_fd, name, _DIRECTORY, resolve=_STAY)
 
 
-class Descent:
+class Descent(Closing):
     """A place in a tree: ``fd`` is open on the present directory, ``depth`` levels below the root."""
 
     def __init__(self, root_fd: int) -> None:
@@ -76,14 +75,6 @@ class Descent:
             if fd >= 0:
                 os.close(fd)
         self._levels.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _identity(fd: int) -> tuple[int, int]:

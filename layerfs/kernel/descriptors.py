@@ -1,10 +1,46 @@
-"""Descriptors as resources."""
+"""Descriptors as resources, and what all resources have in common."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+
+class Closing(ABC):
+    """What is closed at the end of a ``with`` block."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds; doing it twice is no error."""
+
+    def __enter__(self) -> Self:
+        """Return the holder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+class Holder(Closing):
+    """What keeps one descriptor open, ``_fd``, until `close`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        """Close it; doing it twice is no error."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 @contextmanager

@@ -19,10 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from layerfs.errors import PermissionDenied, Unsupported, os_error
+from layerfs.kernel.descriptors import Holder, opened
 
 DIRECTORY = Path("/dev/mapper")
 SECTOR = 512
@@ -51,11 +50,18 @@ _MESSAGE_TARGET = 14
 _TARGET_VERSION = 17
 
 _SUSPENDED = 1 << 1
+_ACTIVE = 1 << 5
 _BUFFER_FULL = 1 << 8
 _NO_FLUSH = 1 << 11
 
-_ROOM = 1 << 12
-"""Bytes for an answer at first; one that does not fit is asked for again with twice the room."""
+_PAGE = 4096
+_WRITES, _DISCARDS = 4, 11
+"""Fields of a block device's ``stat``; kernels before 4.18 do not count discards."""
+_ROOM = 1024 - _HEADER.size
+"""Bytes for an answer at first; one that does not fit is asked for again with twice the room.
+
+With a buffer of more than 1,024 bytes Python's ioctl keeps the interpreter's lock, so all threads would wait for it.
+"""
 _BUSY_TRIES = 40
 _BUSY_PAUSE = 0.025
 """Seconds: somebody who looks at every new device, as udev does, lets go soon."""
@@ -72,47 +78,59 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that the kernel has: its number as in ``st_rdev``, how often it is open, and whether it rests."""
+    """A device that the kernel has: its number as in ``st_rdev``, how often it is open, and whether it rests.
+
+    Only one that is ``active`` has a table: others are half made. ``mark`` is what it was made with.
+    """
 
     number: int
     opened: int
     suspended: bool
+    active: bool
+    mark: str
 
     @property
     def source(self) -> str:
         """Return it as another table names it."""
         return f"{os.major(self.number)}:{os.minor(self.number)}"
 
+    def is_unwritten(self) -> bool:
+        """Tell whether nobody has written to it since it was made, or discarded anything.
+
+        Source: the kernel's Documentation/block/stat.rst.
+        """
+        if not self.active:
+            return True
+        with opened(os.open(f"/sys/dev/block/{self.source}/stat", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            counts = os.read(fd, _PAGE).split()
+        return counts[_WRITES] == b"0" and counts[_DISCARDS : _DISCARDS + 1] in ([], [b"0"])
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A device, and what its target tells of itself."""
+
+    device: Device
+    text: str
+
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     device: Device
     start: int
-    data: bytes
+    """Where in ``data``, which begins with the header, what was asked for begins."""
+    data: bytearray
 
 
-class Mapper:
+class Mapper(Holder):
     """The kernel's device-mapper, opened; a context manager. Its methods raise ``OSError``, ENXIO for no such device.
 
-    Raise `Unsupported` where the kernel has none, and `PermissionDenied` without root.
+    Raise `Unsupported` where the kernel has none, and `PermissionDenied` without root. After `close` the next call
+    opens it again.
     """
 
     def __init__(self) -> None:
-        self._fd = _open_control()
-
-    def close(self) -> None:
-        """Let go of it until the next call; doing it twice is no error."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(_open_control())
 
     def has_target(self, kind: str) -> bool:
         """Tell whether the kernel has a type of target, after loading its module."""
@@ -127,7 +145,7 @@ class Mapper:
     def names(self) -> frozenset[str]:
         """Return the names of all devices."""
         answer = self._call(_LIST_DEVICES, "")
-        return frozenset(_listed(answer.data[answer.start - _HEADER.size :]))
+        return frozenset(_listed(answer.data, answer.start))
 
     def find(self, name: str) -> Device | None:
         """Return a device; None where there is none of that name."""
@@ -138,9 +156,19 @@ class Mapper:
                 raise
             return None
 
-    def create(self, name: str, target: Target) -> Device:
-        """Make a device, ready for use, with its node; leave nothing on failure."""
-        self._call(_CREATE, name)
+    def create(self, name: str, target: Target, mark: str = "") -> Device:
+        """Make a device, ready for use, with its node; leave nothing on failure. Raise EBUSY for a name in use.
+
+        One that a killed process left half made is made anew. No two devices have the same mark (dm's "uuid").
+        """
+        try:
+            self._call(_CREATE, name, mark=mark)
+        except OSError as error:
+            found = self.find(name) if error.errno == errno.EBUSY else None
+            if found is None or found.active:
+                raise
+            self.remove(name)
+            self._call(_CREATE, name, mark=mark)
         try:
             parameters = target.parameters.encode() + b"\0"
             parameters += bytes(-len(parameters) % 8)
@@ -156,14 +184,16 @@ class Mapper:
 
     def remove(self, name: str) -> None:
         """Take a device away; what is gone already is no error. Raise EBUSY for one that is mounted or open."""
-        if self.is_busy(name):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
         try:
             self._call(_REMOVE, name)
         except OSError as error:
+            if error.errno == errno.EBUSY and not self.is_busy(name):
+                return self.remove(name)
             if error.errno != errno.ENXIO:
                 raise
-        (DIRECTORY / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{DIRECTORY}/{name}")
+        return None
 
     def is_busy(self, name: str) -> bool:
         """Tell whether a device is mounted or held open; somebody who only has a look is waited for."""
@@ -198,17 +228,19 @@ class Mapper:
         finally:
             self.resume(name)
 
-    def status(self, name: str) -> str:
+    def status(self, name: str) -> Status:
         """Return what the device's target tells of itself, without waiting for the disk."""
         answer = self._call(_TABLE_STATUS, name, flags=_NO_FLUSH)
-        begin = answer.start - _HEADER.size + _TARGET.size
-        return answer.data[begin : answer.data.index(b"\0", begin)].decode()
+        begin = answer.start + _TARGET.size
+        return Status(answer.device, answer.data[begin : answer.data.index(b"\0", begin)].decode())
 
     def message(self, name: str, text: str) -> None:
         """Send the device's target a message."""
         self._call(_MESSAGE_TARGET, name, payload=_MESSAGE.pack(0) + text.encode() + b"\0")
 
-    def _call(self, command: int, name: str, *, flags: int = 0, payload: bytes = b"", targets: int = 0) -> _Answer:
+    def _call(
+        self, command: int, name: str, *, mark: str = "", flags: int = 0, payload: bytes = b"", targets: int = 0
+    ) -> _Answer:
         room = max(_ROOM, len(payload))
         if self._fd < 0:
             self._fd = _open_control()
@@ -216,22 +248,23 @@ class Mapper:
         while True:
             size = _HEADER.size + room
             buffer = bytearray(size)
-            _HEADER.pack_into(buffer, 0, *_VERSION, size, _HEADER.size, targets, 0, flags, 0, 0, 0, name.encode(), b"")
+            names = name.encode(), mark.encode()
+            _HEADER.pack_into(buffer, 0, *_VERSION, size, _HEADER.size, targets, 0, flags, 0, 0, 0, *names)
             buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
             try:
                 fcntl.ioctl(self._fd, request, buffer)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, name or None) from error
-            fields = _HEADER.unpack_from(buffer)
-            start, opened, state, number = fields[4], fields[6], fields[7], fields[10]
+            _, _, _, _, start, _, opened, state, _, _, number, _, mark_ = _HEADER.unpack_from(buffer)
             if not state & _BUFFER_FULL:
-                break
+                given = mark_.rstrip(b"\0").decode()
+                return _Answer(
+                    Device(number, opened, bool(state & _SUSPENDED), bool(state & _ACTIVE), given), start, buffer
+                )
             room *= 2
-        return _Answer(Device(number, opened, bool(state & _SUSPENDED)), start, bytes(buffer[_HEADER.size :]))
 
 
-def _listed(data: bytes) -> Iterator[str]:
-    offset = 0
+def _listed(data: bytearray, offset: int) -> Iterator[str]:
     while True:
         device, step = _LISTED.unpack_from(data, offset)
         if not device:  # there is none at all
@@ -250,7 +283,8 @@ def _open_control() -> int:
         except FileNotFoundError:
             return _make_control()
     except PermissionError as error:
-        raise PermissionDenied("device-mapper is for root", hint="run it as root") from error
+        hint = f"run it as root; a container must be allowed {_CONTROL} and block devices"
+        raise PermissionDenied("device-mapper is for root", hint=hint) from error
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
             raise Unsupported("this kernel has no device-mapper", hint="modprobe dm-mod dm-thin-pool") from error
@@ -273,17 +307,24 @@ def _make_control() -> int:
 
 def _make_node(name: str, number: int) -> None:
     """Point the name in /dev/mapper to the device; a node of its own is for a /dev that the kernel does not fill."""
-    place = DIRECTORY / name
-    made = Path(f"/dev/dm-{os.minor(number)}")
+    place, made = f"{DIRECTORY}/{name}", f"dm-{os.minor(number)}"
+    if _number(f"/dev/{made}") != number:
+        with suppress(FileNotFoundError):
+            os.unlink(place)
+        os.mknod(place, stat.S_IFBLK | 0o600, number)
+        return
+    try:
+        os.symlink(f"../{made}", place)
+    except FileExistsError:  # udev's, or one that a crash left
+        if _number(place) != number:
+            os.unlink(place)
+            os.symlink(f"../{made}", place)
+
+
+def _number(place: str) -> int | None:
     with suppress(FileNotFoundError):
-        if place.stat().st_rdev == number:
-            return
-    place.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        if made.stat().st_rdev == number:
-            place.symlink_to(f"../{made.name}")
-            return
-    os.mknod(place, stat.S_IFBLK | 0o600, number)
+        return os.stat(place).st_rdev
+    return None
 
 
 def _is_mounted(device: Device) -> bool:

@@ -13,11 +13,10 @@ import stat
 import struct
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from layerfs import process
 from layerfs.errors import AlreadyExists, InvalidArgument, LayerfsError, PermissionDenied, Unsupported, os_error
+from layerfs.kernel.descriptors import Holder
 
 _CONTROL = "/dev/loop-control"
 _LOOP_MAJOR = 7
@@ -44,7 +43,7 @@ _MAKERS: dict[str, tuple[tuple[str, ...], str]] = {
 """The command that makes a file system, and the Debian package that brings it."""
 
 
-class LoopDevice:
+class LoopDevice(Holder):
     """An attached loop device: ``path`` is its node in /dev.
 
     It keeps the device open, which keeps one with autoclear attached, until `close`; as a context manager it closes at
@@ -52,22 +51,8 @@ class LoopDevice:
     """
 
     def __init__(self, path: Path, fd: int) -> None:
+        super().__init__(fd)
         self.path = path
-        self._fd = fd
-
-    def close(self) -> None:
-        """Let go of the device; doing it twice is no error."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def create_image(path: Path, size: int) -> None:

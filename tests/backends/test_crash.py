@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from layerfs.contract import DirectAccess, Driver
 from layerfs.kernel import mountinfo
-from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import mounted
 from layerfs.testing.driver_rules import active
 from layerfs.testing.trees import contents
 from layerfs_backends import btrfs, copy, overlay2
+from tests.support import children
 
 pytestmark = pytest.mark.root
 
@@ -54,23 +53,6 @@ def open_driver(place: Path) -> Iterator[Open]:
     assert mountinfo.below(place) == ()
 
 
-def _fork(work: Callable[[], None]) -> int:
-    """Run ``work`` in a child; its exit status tells whether it came to its end."""
-    child = fork()
-    if child == 0:
-        _be_child(work)
-    return child
-
-
-def _be_child(work: Callable[[], None]) -> NoReturn:
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
-
-
 def _write(path: Path) -> None:
     for name, text in _FILES.items():
         (path / name).write_text(text, encoding="ascii")
@@ -100,7 +82,7 @@ def test_killed_at_any_moment(open_driver: Open) -> None:
     known: set[int] = {1}
     for kill in range(_KILLS):
         reader, writer = os.pipe()
-        child = _fork(partial(_work, open_driver, 10_000 * (kill + 1), 1, writer))
+        child = children.start(partial(_work, open_driver, 10_000 * (kill + 1), 1, writer))
         os.close(writer)
         time.sleep(moments.uniform(0, 0.06))
         os.kill(child, signal.SIGKILL)
@@ -147,7 +129,7 @@ def test_many_processes_on_the_same_layers(open_driver: Open) -> None:
     with mounted(driver.mounts(active(2, 1))) as path:
         (path / "top").write_text("top", encoding="ascii")
     driver.commit(active(2, 1))
-    children = [_fork(partial(_clone, open_driver, 1000 * worker, (2, 1), 40)) for worker in range(1, 5)]
-    statuses = [os.waitpid(child, 0)[1] for child in children]
+    workers = [children.start(partial(_clone, open_driver, 1000 * worker, (2, 1), 40)) for worker in range(1, 5)]
+    statuses = [os.waitpid(child, 0)[1] for child in workers]
     assert statuses == [0, 0, 0, 0]
     assert set(driver.ids()) == {1, 2}

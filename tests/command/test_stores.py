@@ -10,6 +10,7 @@ import pytest
 from layerfs.kernel import mountinfo
 from layerfs.store import open_store
 from tests.command.conftest import Command
+from tests.support import thin
 
 
 @pytest.fixture
@@ -73,6 +74,26 @@ def test_a_store_in_a_file(store: Command, layout: Path, file_system: str, drive
     finally:
         store.run("store", "close")
     assert mountinfo.at(place) == ()
+
+
+@pytest.mark.guest
+@pytest.mark.driver("devicemapper")
+def test_a_store_on_a_thin_pool(store: Command, layout: Path) -> None:
+    try:
+        assert store.json("store", "create", "--loop", "10G", "--fs", "dm")["driver"] == "devicemapper"
+        assert (store.store / "devicemapper/data.img").stat().st_size == 10 << 30
+        store("image", "import", layout)
+        store("clone", "test:1", "web")
+        assert "web" in store.fails(4, "image", "rm", "test:1")
+        assert store("store", "close") == str(store.store)
+        assert thin.devices() == set()
+        assert store("-q", "ls") == "web"
+        store("check")
+        store("rm", "web")
+        store("image", "rm", "test:1")
+    finally:
+        store.run("store", "close")
+    assert thin.devices() == set()
 
 
 @pytest.mark.root

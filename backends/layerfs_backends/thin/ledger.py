@@ -1,22 +1,24 @@
-"""The ledger: which thin device of the pool each snapshot is, and how far it has come, as small files.
+"""The ledger: how far the thin device of each snapshot has come, as lines of one file.
 
 ::
 
-    <root>/devices/<id>   a line: the state, the device's number in the pool, that of its origin's snapshot, and
-                          the blocks and inodes that it had when it was committed
-    <root>/numbers        the next number, and the one up to which numbers are written down as given away
+    <root>/ledger         64 bytes a line. Line 0: the reach, twice. Line 1 is the base's, line N + 1 that of snapshot
+                          N: the state, the snapshot that it is a snapshot of, and the blocks and inodes that it had
+                          when it was committed; zeros for none.
 
-A *number* names a thin device inside its pool: 24 bits, and never used twice, for after a crash nobody can tell what
-became of a device that was being made. A line is written before a device is made, without waiting for the disk, which
-is enough after a process was killed; and once more, synced, when the device is there. A power cut may lose the first
-line, but numbers are written down in groups beforehand: those of the last groups that no line has are what it lost.
+The number of a thin device inside its pool is that of its snapshot, which is never used twice: after a crash nobody can
+tell what became of a device that was being made. A line says so before the device is made, and again when it is there.
+Neither waits for the disk, for a killed process loses nothing that way, and a power cut can lose only what was not
+synced yet: lines of the last `GROUP` numbers below the *reach*, which is synced, with all lines before it, ahead of the
+first snapshot beyond it. Which of these devices there are, the pool knows (`uncertain`). A commit is synced. The reach
+is written before that sync and once more after it, so that nobody relies on one of a process that was killed between.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,12 +26,17 @@ from pathlib import Path
 from layerfs import locks
 from layerfs.contract import SnapshotId
 from layerfs.errors import AlreadyExists, Corrupt, NoSpace, NotFound
+from layerfs.kernel.descriptors import Holder
 
-_GROUP = 64
-"""Numbers that are given away for one sync; those that nobody took when the pool was let go are given away again."""
+GROUP = 64
+"""How many snapshots share one sync."""
 _LAST = (1 << 24) - 1
-_LINE = 63
-"""Bytes of a line without its end: less than a sector, so that a disk writes all of it or nothing."""
+"""dm-thin counts its devices with 24 bits."""
+_LINE = 64
+"""Bytes: a part of a sector, so that a disk writes all of it or nothing."""
+_NOTHING = bytes(_LINE)
+_REACH = locks.named("reach")
+_PART = _LINE << 10
 
 BASE = SnapshotId(0)
 """Stands in the ledger for the empty file system of which every snapshot without a parent is a snapshot."""
@@ -45,59 +52,63 @@ class State(StrEnum):
     REMOVING = "removing"
 
 
+_STATES = {str(state): state for state in State}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A line; ``blocks`` (of the pool) and ``inodes`` count what a committed one holds with its parents."""
 
     id: SnapshotId
     state: State
-    number: int
     origin: SnapshotId = BASE
     blocks: int = 0
     inodes: int = 0
 
     def line(self) -> bytes:
         """Return it as it is written."""
-        text = f"{self.state} {self.number} {self.origin} {self.blocks} {self.inodes}"
-        return text.ljust(_LINE).encode("ascii") + b"\n"
+        return _line(f"{self.state.value} {self.origin} {self.blocks} {self.inodes}")
+
+    @classmethod
+    def parse(cls, id: SnapshotId, line: bytes) -> Entry:  # noqa: A002  the contract's word
+        """Read it; raise `Corrupt`."""
+        try:
+            state, origin, blocks, inodes = line.decode("ascii").split()
+            return cls(id, _STATES[state], SnapshotId(int(origin)), int(blocks), int(inodes))
+        except (ValueError, KeyError) as error:
+            raise Corrupt(f"the ledger's line of snapshot {id} is damaged: {line.rstrip()!r}") from error
 
 
-class Ledger:
-    """Keep the lines of a driver's directory, for any number of processes at once."""
+class Ledger(Holder):
+    """Keep the lines of a driver's directory, for any number of processes and threads at once.
+
+    After `close` the next call opens it again.
+    """
 
     def __init__(self, root: Path) -> None:
+        super().__init__(-1)
         self._root = root
-        self._devices = root / "devices"
-        self._numbers = root / "numbers"
-        self._devices.mkdir(mode=0o700, exist_ok=True)
+        self._known = BASE
 
     def ids(self) -> set[SnapshotId]:
         """Return the ids of all snapshots that have a line, the base not among them."""
-        return {SnapshotId(int(name)) for name in os.listdir(self._devices)} - {BASE}
+        return {found for found, _ in self._lines() if found != BASE}
 
     def is_empty(self) -> bool:
-        """Tell whether there are no snapshots, without listing them."""
-        with os.scandir(self._devices) as found:
-            return all(entry.name == str(BASE) for entry in found)
+        """Tell whether there are no snapshots; the one that was found last time is mostly there still."""
+        if self._known == BASE or self.find(self._known) is None:
+            self._known = next((found for found, _ in self._lines() if found != BASE), BASE)
+        return self._known == BASE
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every line, the base's too."""
-        for name in os.listdir(self._devices):
-            if entry := self.find(SnapshotId(int(name))):
-                yield entry
+        """Yield every line, the base's too; raise `Corrupt`."""
+        for found, line in self._lines():
+            yield Entry.parse(found, line)
 
     def find(self, id: SnapshotId) -> Entry | None:  # noqa: A002  the contract's word
         """Return the line of a snapshot, or None; raise `Corrupt`."""
-        try:
-            words = (self._devices / str(id)).read_text(encoding="ascii").split()
-        except FileNotFoundError:
-            return None
-        try:
-            state, *figures = words
-            number, origin, blocks, inodes = map(int, figures)
-            return Entry(id, State(state), number, SnapshotId(origin), blocks, inodes)
-        except ValueError as error:
-            raise Corrupt(f"{self._devices / str(id)} is damaged: {words}") from error
+        line = os.pread(self._file(), _LINE, (id + 1) * _LINE)
+        return Entry.parse(id, line) if line.strip(b"\0") else None
 
     def get(self, id: SnapshotId) -> Entry:  # noqa: A002  the contract's word
         """Return the line of a snapshot whose device is there; raise `NotFound`."""
@@ -107,91 +118,82 @@ class Ledger:
         return entry
 
     def add(self, entry: Entry) -> None:
-        """Write a new line; raise `AlreadyExists`."""
-        try:
-            fd = os.open(self._devices / str(entry.id), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError as error:
-            raise AlreadyExists(f"snapshot {entry.id} has a device already") from error
-        try:
-            os.write(fd, entry.line())
-        finally:
-            os.close(fd)
+        """Write a new line, which a power cut may take, but not without a trace; raise `AlreadyExists`, `NoSpace`."""
+        if entry.id > _LAST:
+            raise NoSpace(
+                f"a pool cannot number more than {_LAST} devices over its life", hint="move the images to a new store"
+            )
+        if self.find(entry.id) is not None:
+            raise AlreadyExists(f"snapshot {entry.id} has a device already")
+        self.change(entry)
+        reach, synced = self._reach()
+        if entry.id >= synced:
+            self._extend(entry.id)
+        elif entry.id < reach - GROUP:  # somebody else was so much faster
+            self.sync()
 
-    def change(self, entry: Entry, *, durable: bool) -> None:
+    def change(self, entry: Entry) -> None:
         """Write a line anew, in its place."""
-        fd = os.open(self._devices / str(entry.id), os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, entry.line(), 0)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def sync(self) -> None:
-        """Put the names of the lines on disk."""
-        fd = os.open(self._devices, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        self._write(entry.id, entry.line())
 
     def drop(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Delete a line; after a power cut it may be there again, which removing it once more mends."""
-        (self._devices / str(id)).unlink(missing_ok=True)
+        self._write(id, _NOTHING)
 
-    def take_number(self) -> int:
-        """Return a number that no device had before; raise `NoSpace` when there are no more."""
-        with self._counting() as fd:
-            following, given = _read(fd)
-            if following > _LAST:
-                raise NoSpace(
-                    f"the pool has used up its {_LAST} numbers of devices", hint="move the images to a new store"
-                )
-            group_is_used_up = following >= given
-            given = following + _GROUP if group_is_used_up else given
-            _write(fd, following + 1, given, durable=group_is_used_up)
-            return following
+    def sync(self) -> None:
+        """Put all lines on disk."""
+        os.fdatasync(self._file())
 
-    def settle_numbers(self) -> None:
-        """Write down that all numbers given away have their lines, as when the pool is let go."""
-        with self._counting() as fd:
-            following, _ = _read(fd)
-            _write(fd, following, following, durable=True)
+    def settle(self) -> None:
+        """Put all lines on disk, and write down that nothing is uncertain, as when the pool is let go."""
+        self.sync()
+        self._set_reach(0, 0)
+        self.sync()
 
-    def lost_numbers(self) -> list[int]:
-        """Give away the rest of the last group, and return the numbers of the last two that no line has.
+    def uncertain(self) -> list[SnapshotId]:
+        """Return the snapshots whose device the pool may or may not have, for a crash came in between."""
+        states = {entry.id: entry.state for entry in self.entries()}
+        creating = [found for found, state in states.items() if state is State.CREATING]
+        groups = {SnapshotId(end - n) for end in self._reach() for n in range(1, GROUP + 1) if end > n}
+        return [*creating, *sorted(groups - states.keys())]
 
-        Empty unless the pool was lost without `settle_numbers`, as in a power cut.
-        """
-        with self._counting() as fd:
-            following, given = _read(fd)
-            if following == given:
-                return []
-            known = {entry.number for entry in self.entries()}
-            _write(fd, given, given, durable=True)
-            return [number for number in range(max(1, given - 2 * _GROUP), given) if number not in known]
+    def _file(self) -> int:
+        if self._fd < 0:
+            self._fd = os.open(self._root / "ledger", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._fd
 
-    @contextmanager
-    def _counting(self) -> Iterator[int]:
-        with locks.locked(self._root / "lock", locks.named("numbers"), exclusive=True, what="the numbers of devices"):
-            fd = os.open(self._numbers, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
+    def _extend(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
+        with locks.locked(self._root / "lock", _REACH, exclusive=True, what="the reach of the ledger"):
+            reach, synced = self._reach()
+            reach = max(reach, id + GROUP)
+            self._set_reach(reach, synced)
+            self.sync()
+            self._set_reach(reach, reach)
+
+    def _reach(self) -> tuple[int, int]:
+        line = os.pread(self._file(), _LINE, 0)
+        with suppress(ValueError):
+            reach, synced = map(int, line.strip(b"\0").split() or (0, 0))
+            return reach, synced
+        raise Corrupt(f"the ledger's reach is damaged: {line.rstrip()!r}")
+
+    def _set_reach(self, reach: int, synced: int) -> None:
+        os.pwrite(self._file(), _line(f"{reach} {synced}"), 0)
+
+    def _write(self, id: SnapshotId, line: bytes) -> None:  # noqa: A002  the contract's word
+        os.pwrite(self._file(), line, (id + 1) * _LINE)
+
+    def _lines(self) -> Iterator[tuple[SnapshotId, bytes]]:
+        """Yield the lines that are there; most of a ledger are zeros, of snapshots that are gone."""
+        place = _LINE
+        while part := os.pread(self._file(), _PART, place):
+            if part.count(0) < len(part):
+                for start in range(0, len(part), _LINE):
+                    line = part[start : start + _LINE]
+                    if line[0]:
+                        yield SnapshotId((place + start) // _LINE - 1), line
+            place += len(part)
 
 
-def _read(fd: int) -> tuple[int, int]:
-    words = os.pread(fd, _LINE + 1, 0).split()
-    if not words:
-        return 1, 1  # 0 is the base
-    with suppress(ValueError):
-        following, given = map(int, words)
-        return following, given
-    raise Corrupt(f"the numbers of devices are damaged: {words!r}")
-
-
-def _write(fd: int, following: int, given: int, *, durable: bool) -> None:
-    os.pwrite(fd, f"{following} {given}".ljust(_LINE).encode("ascii") + b"\n", 0)
-    if durable:
-        os.fsync(fd)
+def _line(text: str) -> bytes:
+    return text.ljust(_LINE - 1).encode("ascii") + b"\n"

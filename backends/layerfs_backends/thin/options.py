@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs.errors import FailedPrecondition, InvalidArgument, NoSpace
-from layerfs_backends.thin.pool import BLOCK, FILE_SYSTEMS, Backing, Plan
+from layerfs_backends.thin.plan import BLOCK, Backing, Plan
+from layerfs_backends.thin.pool import FILE_SYSTEMS
 
 _DEVICE_SIZE = 10 << 30
 _LARGEST = 100 << 30

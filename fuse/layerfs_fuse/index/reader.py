@@ -6,12 +6,11 @@ import mmap
 import os
 from bisect import bisect_left, bisect_right
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from zlib import crc32
 
 from layerfs.errors import Corrupt, os_error
-from layerfs.kernel.descriptors import opened
+from layerfs.kernel.descriptors import Closing, opened
 from layerfs_fuse.attributes import (
     ATTRIBUTES_REPLY,
     ENTRY_ATTRIBUTES,
@@ -46,7 +45,7 @@ _DIRECTORY = 4
 _MODE = ENTRY_ATTRIBUTES + MODE
 
 
-class Index:
+class Index(Closing):
     """The merged view of the layers of a stack, mapped from a file (`open`); use as a context manager, or `close` it.
 
     Rows are numbered from 1, the root. The file must stay as it is while it is open: an index is never written again,
@@ -123,14 +122,6 @@ class Index:
             if isinstance(view, memoryview):
                 view.release()
         self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def section(self, section: Section) -> memoryview[int]:
         """Return the items of a section."""
