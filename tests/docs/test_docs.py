@@ -37,7 +37,7 @@ def test_commands_on_a_page_exist(page: Path) -> None:
     verbs = {tuple(builtin.name.split(".")) for builtin in BUILTINS}
     lines = [line for text in blocks(page, "console") for line in text.splitlines() if line.startswith(("$ ", "# "))]
     for line in lines:
-        words = [word for word in line.split()[1:] if not word.startswith("-")]
+        words = [word for word in line.partition(" # ")[0].split()[1:] if not word.startswith("-")]
         if words[:1] != ["layerfs"] or "--store" in line.split()[:3] or len(words) == 1:
             continue
         assert tuple(words[1:2]) in verbs, line
