@@ -204,6 +204,8 @@ class Directories:
             return self._enter_lower(here, name, purpose)
         if stat.S_ISLNK(status.st_mode):
             return os.readlink(name, dir_fd=here.fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise Corrupt(f"{shown(here.path + b'/' + name)} was replaced while the layer was unpacked")
         hidden = self.overlay and is_whiteout(status)
         if purpose is not Purpose.CONTENT:
             return _Step.BLOCKED

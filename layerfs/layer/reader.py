@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from layerfs.errors import Corrupt
-from layerfs.layer import tar
+from layerfs.layer import pax, sparse, tar
 from layerfs.layer.limits import Limits, check
 from layerfs.layer.tar import BLOCK_SIZE, Header, PaxRecords
 
@@ -59,15 +59,15 @@ class TarReader:
         while (block := self._header_block()) is not None:
             header = tar.parse_header(block)
             if header.type not in tar.EXTENSIONS:
-                tar.check_names(local, long_name, long_link)
+                pax.check_names(local, long_name, long_link)
                 header.name = long_name or header.name
                 header.link = long_link or header.link
                 return self._finish(header, block, local)
             match header.type:
                 case tar.PAX_LOCAL:
-                    local = tar.parse_pax(self._extension(header))
+                    local = pax.parse_pax(self._extension(header))
                 case tar.PAX_GLOBAL:
-                    self._add_global(tar.parse_pax(self._extension(header)))
+                    self._add_global(pax.parse_pax(self._extension(header)))
                 case tar.GNU_LONG_NAME:
                     long_name = self._extension(header).partition(b"\0")[0]
                 case _:
@@ -81,9 +81,9 @@ class TarReader:
 
         The later ones of a key replace the earlier.
         """
-        tar.check_global(records)
+        pax.check_global(records)
         merged = dict(self._global)
-        merged.update(tar.meaningful(records))
+        merged.update(pax.meaningful(records))
         self._global = list(merged.items())
         length = sum(len(key) + len(value) for key, value in merged.items())
         check(self._limits, "global_bytes", length, "what PAX headers say of all entries")
@@ -91,7 +91,7 @@ class TarReader:
     def _finish(self, header: Header, block: memoryview, local: PaxRecords) -> Header:
         """Merge the extensions into an entry, check it, and set the reader on its payload."""
         if local or self._global:
-            tar.merge_pax(header, self._global + local)
+            pax.merge_pax(header, self._global + local)
         # Unix V7 has no type for directories. Only now: the name that an extension replaces is cut anywhere.
         if header.type == tar.REGULAR and header.name.endswith(b"/") and header.extents is None:
             tar.check_v7_directory(header, block)
@@ -108,7 +108,7 @@ class TarReader:
         if header.extents is not None:
             if header.sparse_map_in_data:
                 self._read_sparse_map(header)
-            tar.check_extents(header)
+            sparse.check_extents(header)
         limits = self._limits
         if header.real_size > limits.file_bytes:
             check(limits, "file_bytes", header.real_size, f"the length of {tar.shown(header.name)}")
@@ -122,20 +122,20 @@ class TarReader:
         header.type = tar.REGULAR
         if header.extents is not None:
             raise Corrupt(f"the tar entry {tar.shown(header.name)} is sparse in two formats")
-        header.real_size = tar.gnu_real_size(block)
-        extents, more = tar.parse_gnu_sparse(block, first=True)
+        header.real_size = sparse.gnu_real_size(block)
+        extents, more = sparse.parse_gnu_sparse(block, first=True)
         read = BLOCK_SIZE
         while more:
             read += BLOCK_SIZE
             check(self._limits, "header_bytes", read, f"the sparse map of {tar.shown(header.name)}")
-            found, more = tar.parse_gnu_sparse(memoryview(self._exactly(BLOCK_SIZE)), first=False)
+            found, more = sparse.parse_gnu_sparse(memoryview(self._exactly(BLOCK_SIZE)), first=False)
             extents += found
         header.extents = tuple(extents)
 
     def _read_sparse_map(self, header: Header) -> None:
         """Read the map of format 1.0 from the front of the payload."""
         text = b""
-        while (parsed := tar.parse_sparse_map(text)) is None:
+        while (parsed := sparse.parse_sparse_map(text)) is None:
             step = min(self._unread, max(BLOCK_SIZE, len(text)))  # doubling keeps the work linear
             step -= step % BLOCK_SIZE
             if not step:

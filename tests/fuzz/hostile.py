@@ -161,7 +161,8 @@ def _sparse(choices: Choices, content: bytes) -> tuple[bytes, bytes]:
     numbers = [choices.below(1200) for _ in range(2 * choices.below(4))]
     real = choices.one((2000, len(content), 0, 1 << 21))
     if choices.maybe(2):
-        text = b"%d\n" % (len(numbers) // 2) + b"".join(b"%d\n" % one for one in numbers)
+        pairs = choices.one((*[len(numbers) // 2] * 6, 1 << 20, 10**29))
+        text = b"%d\n" % pairs + b"".join(b"%d\n" % one for one in numbers)
         records = {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.realsize": b"%d" % real}
         return archives.pax(records), archives.pad(text) + content
     listed = b",".join(b"%d" % one for one in numbers)

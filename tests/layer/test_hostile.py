@@ -25,7 +25,7 @@ from layerfs.layer.compression import Compression, decompress
 from layerfs.layer.limits import LimitExceeded, Limits
 from layerfs.tree import remove_tree
 from tests.layer import trees
-from tests.layer.archives import END, directory, extension, file, hard_link, header, pax, record, symlink, unpack
+from tests.layer.archives import END, directory, extension, file, hard_link, header, pad, pax, record, symlink, unpack
 
 pytestmark = pytest.mark.root
 
@@ -148,6 +148,10 @@ REFUSED = {
     "sparse map truncated": (
         pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.realsize": b"9"}),
         file(b"f", b"2\n0\n"),
+    ),
+    "sparse map of more than can be counted": (
+        pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.realsize": b"9"}),
+        file(b"f", pad(b"%d\n0\n9\n" % 10**29)),
     ),
     "sparse directory": (pax({b"GNU.sparse.size": b"9", b"GNU.sparse.map": b"0,0"}), directory(b"d")),
     "unknown sparse format": (pax({b"GNU.sparse.major": b"2", b"GNU.sparse.minor": b"0"}), file(b"f")),
