@@ -132,11 +132,13 @@ def working_directory(parent: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete the working directories whose processes are gone: nobody holds their locks."""
+    """Delete the working directories of this user whose processes are gone: nobody holds their locks."""
     for path in parent.glob(f"{_PREFIX}*"):
         try:
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # somebody else's, or one that is just being made
+            if os.lstat(path).st_uid != os.geteuid():  # in /dev/shm anybody may put something by this name
+                continue
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile, or just being made
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

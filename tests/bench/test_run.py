@@ -234,6 +234,19 @@ def test_a_killed_run_leaves_nothing_mounted_and_the_next_one_clears_its_directo
 
 
 @pytest.mark.root
+def test_a_directory_of_somebody_else_is_not_cleared(fresh_dir: Path) -> None:
+    theirs, linked, ours = (fresh_dir / f"layerfs-bench-{name}" for name in ("theirs", "linked", "ours"))
+    for path in (theirs, linked, ours):
+        path.mkdir()
+    for path in (theirs, ours):
+        (path / "lock").touch()
+    (linked / "lock").symlink_to(ours / "lock")
+    os.chown(theirs, 65534, 65534)
+    with setup.working_directory(fresh_dir) as made:
+        assert sorted(fresh_dir.iterdir()) == sorted([theirs, linked, made])
+
+
+@pytest.mark.root
 @pytest.mark.driver("overlay2")
 def test_a_store_of_the_users_is_measured_where_it_is_and_left_as_it_was(fresh_dir: Path) -> None:
     store = fresh_dir / "store"
