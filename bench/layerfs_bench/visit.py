@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec
 
 from layerfs import tree
-from layerfs.errors import FailedPrecondition
 from layerfs_bench import beds, caches, clock, counters, quantities
 from layerfs_bench.beds import Bed, Root
 from layerfs_bench.counters import MemoryMeter
@@ -213,11 +212,6 @@ class Visit:
     def found(self) -> Found:
         """Return what was measured."""
         return Found(tuple(self._measurement(key, series) for key, series in self._series.items()))
-
-    def tidy(self) -> None:
-        """Unmount and remove what the scenario left, if it failed."""
-        with suppress(FailedPrecondition):
-            self.bed.tidy()
 
     def _measurement(self, key: Key, series: _Series) -> Measurement:
         counted = tuple(Quantity(kind.name, kind.unit, tuple(values)) for kind, values in series.counted.values())
