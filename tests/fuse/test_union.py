@@ -152,6 +152,47 @@ def test_inode_numbers_are_the_same_after_a_remount(client: Client) -> None:
     assert after == before
 
 
+def test_inode_numbers_stay_wherever_a_copy_goes(fresh_dir: Path) -> None:
+    _move_copies(fresh_dir)
+
+
+@pytest.mark.rootless
+def test_inode_numbers_stay_for_an_ordinary_user(rootless_dir: Path, run_rootless: Rootless) -> None:
+    run_rootless(_move_copies, rootless_dir)
+
+
+def _move_copies(place: Path) -> None:
+    """Move copies about: one in the place of its lower file says nothing of its number on disk, all others do."""
+    layer = place / "layer"
+    (layer / "dir").mkdir(parents=True)
+    for text in ("kept", "moved", "over", "covered", "linked", "new", "taken", "one", "other", "node", "dir/inside"):
+        (layer / text).write_text(text)
+    with stacked(place, [layer]) as stack:
+        client, union = Client(stack, Caller(os.geteuid(), os.getegid(), 1, 0o022)), stack.union
+        for name in (b"kept", b"moved", b"over", b"linked", b"one", b"dir/inside"):
+            union.set_attributes(client.node(name), Changes(mode=0o440))
+        union.rename(1, b"moved", 1, b"away")
+        union.rename(1, b"over", 1, b"covered")
+        client.count(union.link(client.node(b"linked"), 1, b"second"))
+        union.unlink(1, b"linked")
+        for name in (b"new", b"taken", b"node"):
+            union.unlink(1, name)
+        client.create(b"new")
+        client.create(b"fresh")
+        client.count(union.link(client.node(b"fresh"), 1, b"taken"))
+        union.unlink(1, b"fresh")
+        client.count(union.make_node(1, b"node", stat.S_IFREG | 0o400, 0, client.caller))
+        union.rename(1, b"one", 1, b"other", 2)  # RENAME_EXCHANGE
+        union.rename(1, b"dir", 1, b"directory")
+        before = {path: seen.ino for path, seen in client.tree().items()}
+        assert len(set(before.values())) == len(before)
+        kept = stack.upper_path / "kept"
+        assert (marks(kept), on_disk(client, "kept").st_ino != before[b"kept"]) == ({}, True)
+        stack.remount()
+        client.lookups.clear()
+        assert {path: seen.ino for path, seen in client.tree().items()} == before
+
+
 def test_whiteouts_without_devices(fresh_dir: Path, layer: Path) -> None:
     with stacked(fresh_dir, [layer]) as stack:
         stack.upper.devices = False

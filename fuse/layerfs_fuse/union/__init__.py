@@ -29,10 +29,11 @@ without OPEN (FUSE_NO_OPEN_SUPPORT) does not say how long it needs it.
 *Places.* A node in the upper directory is reached by its directory's descriptor and its name. Directories keep
 O_PATH descriptors, at most so many, the oldest closed first; a rename does not disturb them.
 
-*Inode numbers.* A row shows its lower file's own st_ino. Whoever is copied up keeps that number in a private
-attribute (``overlay.layerfs.ino``, which an overlay hides and a commit strips), unless it is a directory still merged
-with its row. New files show the upper file system's number, moved out of the way where it could be one of the
-lower's.
+*Inode numbers.* A row shows its lower file's own st_ino. What is copied up keeps that number: a directory still merged
+with its row and a file with one name, in the place of a row with one name, show the row's; all others have theirs in a
+private attribute (``overlay.layerfs.ino``, which an overlay hides and a commit strips), set before they come to another
+name, and so have files that take the place of another. New files show the upper file system's number, moved out of the
+way where it could be one of the lower's.
 
 *Listings.* An offset is a name's own and no position: names of the row below have their place in the index, others get
 ever higher numbers as they come. So nobody who reads a directory while it changes misses or repeats a name that stays.

@@ -275,7 +275,8 @@ class CopyUp(Tree):
                 os.fchown(target, uid, gid)
             if has_xattrs:
                 self._copy_xattrs(row, target)
-            upper.mark_ino(target, ino)
+            if redirected or self.index.linked(row):  # else its place tells the number
+                upper.mark_ino(target, ino)
             if has_xattrs or mode & _SET_IDS or not mode & stat.S_IWUSR:
                 os.fchmod(target, mode)  # at last: without permission to write an ordinary user cannot put marks
             os.utime(target, ns=times_in(fields))

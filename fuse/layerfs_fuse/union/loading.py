@@ -118,6 +118,9 @@ class Loading(Places):
         upper = self._writable()
         if upper.ino in marks and (ino := upper.read_ino(path)):
             return ino
+        if stat.S_ISREG(status.st_mode):
+            row = self._stands_for(directory, name) if status.st_nlink == 1 else 0
+            return self.index.ino(row) if row else self._ino(status.st_ino)
         row = self._row(directory, name)
         # What could not be given a mark is taken for the copy of what it looks like.
         if (

@@ -67,6 +67,8 @@ class Names(CopyUp):
             fd = os.open(fresh, access, mode, dir_fd=nursery)
             try:
                 self._own_file(fd, directory, mode, caller)
+                if self._stands_for(directory, name):
+                    self._writable().mark_ino(fd, self._ino(os.fstat(fd).st_ino))
                 os.rename(fresh, name, src_dir_fd=nursery, dst_dir_fd=self._place(directory))
             except OSError:
                 os.close(fd)
@@ -126,6 +128,9 @@ class Names(CopyUp):
                 make(nursery, fresh, mode)
                 try:
                     self._own(nursery, fresh, directory, mode, caller)
+                    if stat.S_ISREG(mode) and self._stands_for(directory, name):
+                        made = os.stat(fresh, dir_fd=nursery, follow_symlinks=False)
+                        self._writable().mark_ino(proc_name(nursery, fresh), self._ino(made.st_ino))
                     os.rename(fresh, name, src_dir_fd=nursery, dst_dir_fd=place)
                 except OSError:
                     os.unlink(fresh, dir_fd=nursery)
@@ -191,6 +196,7 @@ class Names(CopyUp):
         hidden = self._vacant(directory, name)
         if not node.inode:
             self._refresh(node)
+        self._mark_ino(node, directory, name)
         source_dir, source, follow = self._reach(node)
         place = self._place(directory)
         if hidden:

@@ -84,6 +84,17 @@ class Places:
         """Return what lower layers have under a name of a directory, hidden or not; 0 where there is nothing."""
         return self.index.child(directory.below, name) if directory.below else 0
 
+    def _stands_for(self, directory: Directory, name: bytes) -> int:
+        """Return the row whose copy an upper file is taken for that says nothing else; 0 if there is none."""
+        row = self._row(directory, name)
+        return row if row and self.kind(row) == stat.S_IFREG and not self.index.linked(row) else 0
+
+    def _mark_ino(self, node: Node, directory: Directory, name: bytes) -> None:
+        """Note the number of a file on disk before it gets a name in a directory that does not tell it."""
+        if node.kind == stat.S_IFREG and (node.ino != self._ino(node.inode) or self._stands_for(directory, name)):
+            path, follow = self._path(node)
+            self._writable().mark_ino(path, node.ino, follow=follow)
+
     def kind(self, row: int) -> int:
         """Return the file type of a row as in a mode."""
         return stat.S_IFMT(self.index.mode(row))

@@ -112,8 +112,10 @@ class Renaming(Removal):
                 if directory.children[name] == HIDDEN:
                     continue
                 found = self._resolve(directory, name)
-                if isinstance(found, Directory) and found.below:
-                    merged.append(found)
+                if isinstance(found, Directory):
+                    merged += [found] if found.below else []
+                elif isinstance(found, Node):
+                    self._mark_ino(found, directory, name)
         self._make_opaque(top)
         for directory in merged[1:]:
             self._part(directory)
@@ -130,6 +132,7 @@ class Renaming(Removal):
             self._keep_nameless(replaced, new_directory, new_name)
         if isinstance(node, Directory) and self._row(new_directory, new_name):
             self._make_opaque(node)
+        self._mark_ino(node, new_directory, new_name)
         self._move_on_disk(directory, name, new_directory, new_name, node)
         self._leave(directory, name)
         if self._is_directory(node):
@@ -207,6 +210,7 @@ class Renaming(Removal):
         for one, where, what in ((node, new_directory, new_name), (other, directory, name)):
             if isinstance(one, Directory) and self._row(where, what):
                 self._make_opaque(one)
+            self._mark_ino(one, where, what)
         syscalls.rename_exchange(self._place(directory), name, self._place(new_directory), new_name)
         node.drop_name(directory, name)
         other.drop_name(new_directory, new_name)

@@ -133,12 +133,17 @@ class Upper:
 
     def mark_ino(self, path: int | bytes, ino: int, *, follow: bool = False) -> None:
         """Note the inode number that a file is shown with; where that cannot be, it changes with the next mount."""
+        number, follow = b"%d" % ino, follow or isinstance(path, int)
         try:
-            os.setxattr(path, self.ino, b"%d" % ino, follow_symlinks=follow or isinstance(path, int))
+            os.setxattr(path, self.ino, number, follow_symlinks=follow)
         except OSError as error:
             # Ordinary users cannot put attributes on symbolic links and devices (xattr(7)).
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.EACCES):
                 raise
+            if error.errno == errno.EACCES:  # their own file without permission to write
+                path = proc(path) if isinstance(path, int) else path
+                with eased(path, stat.S_IMODE(os.stat(path, follow_symlinks=follow).st_mode)):
+                    os.setxattr(path, self.ino, number, follow_symlinks=follow)
 
     def read_ino(self, path: bytes) -> int:
         """Return the inode number noted at a path, or 0."""
