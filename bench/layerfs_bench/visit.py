@@ -195,13 +195,16 @@ class Visit:
         """Bring the caches into a state; samples from now on are of what was reached."""
         self._state = caches.reach(state, self.target if self.target.is_mount() else None, self._ground.path)
 
-    def space(self, metric: str, root: Root, free_before: int) -> None:
-        """Count what a root takes, by the driver and by the free space that went since ``free_before``."""
+    def space(self, metric: str, root: Root, free_before: int, *, operations: int = 1) -> None:
+        """Count what a root takes, by the driver and by the free space that went since ``free_before``.
+
+        Where it was changed by several operations it is the share of one.
+        """
         self.sync()
         usage = root.usage()
-        self.count(metric, quantities.SPACE_USAGE, usage.size)
-        self.count(metric, quantities.INODES, usage.inodes)
-        self.count(metric, quantities.SPACE_STATFS, max(0, free_before - self.free()))
+        self.count(metric, quantities.SPACE_USAGE, usage.size / operations)
+        self.count(metric, quantities.INODES, usage.inodes / operations)
+        self.count(metric, quantities.SPACE_STATFS, max(0, free_before - self.free()) / operations)
 
     def free(self) -> int:
         """Return the free bytes of the place."""
