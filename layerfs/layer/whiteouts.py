@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs.errors import Corrupt, FailedPrecondition
+from layerfs.kernel.descent import Descent
 from layerfs.layer import attributes
 from layerfs.layer.apart import LowerNeeded
 from layerfs.layer.below import is_whiteout
@@ -67,11 +69,42 @@ class LayerWhiteouts:
         """Hide everything that lower layers have in a directory."""
         if self._overlay:
             self._directories.make_opaque(directory)
-            self._drop_whiteouts(directory)
-        elif directory.names is not None:
+        if self._overlay or directory.names is not None:
             directory.touched = True
-            for name in _names(directory):
-                self._remove_lower(directory, name, directory.names)
+            self._clear_lower(directory)
+
+    def _clear_lower(self, top: Directory) -> None:
+        """Remove what is lower layers' in a tree, down to what this layer has brought: files, or whiteouts of theirs.
+
+        An overlay's whiteouts must go where nothing is below them, for the kernel would list them.
+        """
+        with Descent(os.dup(top.fd)) as walk:
+            frames = [_Frame.of(walk.fd, top.path, top.names)]
+            while frames:
+                frame = frames[-1]
+                if frame.left:
+                    name = frame.left.pop()
+                    if self._clear_one(walk.fd, frame, name):
+                        walk.down(name)
+                        names = None if frame.names is None else frame.names[name]
+                        frames.append(_Frame.of(walk.fd, frame.path + b"/" + name, names))
+                    continue
+                os.utime(walk.fd, ns=frame.times)
+                frames.pop()
+                if frames:
+                    walk.up()
+
+    def _clear_one(self, fd: int, frame: _Frame, name: bytes) -> bool:
+        """Remove a name if it is lower layers'; tell whether it is a directory that may hold more of theirs."""
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if self._overlay:
+            if is_whiteout(status):
+                os.unlink(name, dir_fd=fd)
+            return stat.S_ISDIR(status.st_mode)
+        if frame.names is None or name not in frame.names:
+            self._remove(fd, frame.path, name)
+            return False
+        return frame.names[name] is not None and stat.S_ISDIR(status.st_mode)
 
     def _hide(self, parent: Directory, name: bytes) -> None:
         """Hide a name in an overlay: by a whiteout, or by making opaque the directory that the layer has brought."""
@@ -90,16 +123,6 @@ class LayerWhiteouts:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
         parent.touched = True
 
-    def _drop_whiteouts(self, directory: Directory) -> None:
-        """Remove whiteouts where nothing is below them: the kernel would list them (semantics.md, section 3)."""
-        for name in _names(directory):
-            child = self._directories.child(directory, name)
-            if child is not None:
-                self._drop_whiteouts(child)
-            elif is_whiteout(os.stat(name, dir_fd=directory.fd, follow_symlinks=False)):
-                os.unlink(name, dir_fd=directory.fd)
-                directory.touched = True
-
     def _remove_lower(self, parent: Directory, name: bytes, brought: Names) -> None:
         """Delete what lower layers have under a name, down to what this layer has brought."""
         if name not in brought:
@@ -111,18 +134,37 @@ class LayerWhiteouts:
 
     def remove(self, parent: Directory, name: bytes) -> bool:
         """Remove a file or a tree; tell whether it was there."""
+        return self._remove(parent.fd, parent.path, name)
+
+    def _remove(self, fd: int, path: bytes, name: bytes) -> bool:
         try:
-            os.unlink(name, dir_fd=parent.fd)
+            os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return False
         except (IsADirectoryError, PermissionError) as error:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 raise error from None
-            self._directories.forget(parent.path + b"/" + name)
-            remove_tree(Path(os.fsdecode(attributes.proc_path(parent.fd, name))))
+            self._directories.forget(path + b"/" + name)
+            remove_tree(Path(os.fsdecode(attributes.proc_path(fd, name))))
         return True
 
 
-def _names(directory: Directory) -> list[bytes]:
-    """List a directory."""
-    return [os.fsencode(name) for name in os.listdir(directory.fd)]
+@dataclass(slots=True)
+class _Frame:
+    """A directory in which lower layers' files are removed: what this layer brought into it, and the names to look at.
+
+    ``times`` are those that it had before, of access and of modification.
+    """
+
+    path: bytes
+    names: Names | None
+    left: list[bytes]
+    times: tuple[int, int]
+
+    @classmethod
+    def of(cls, fd: int, path: bytes, names: Names | None) -> _Frame:
+        """Look at an open directory."""
+        status = os.fstat(fd)
+        return cls(
+            path, names, [os.fsencode(name) for name in os.listdir(fd)], (status.st_atime_ns, status.st_mtime_ns)
+        )

@@ -372,6 +372,25 @@ def test_a_deep_tree(root: Path) -> None:
     assert trees.names(root) == ["f"]
 
 
+@pytest.mark.parametrize("whiteouts", list(Whiteouts))
+@pytest.mark.parametrize("hidden", [b"d/.wh..wh..opq", b".wh.d"])
+def test_what_a_deep_tree_hides_behind_itself(whiteouts: Whiteouts, hidden: bytes, root: Path) -> None:
+    """More directories than stay open, with siblings at each of them, are looked through when the whiteout comes."""
+    names = [b"/".join([b"d"] * depth) for depth in range(1, 600)]
+    lower = root / "/".join(["d"] * 300)
+    if whiteouts is Whiteouts.REMOVE:
+        lower.mkdir(parents=True)
+        for path in (lower, *lower.relative_to(root).parents):
+            (root / path / "of-lower").write_text("")
+    entries = [pax({b"path": name}) + directory(b"x") for name in names]
+    entries += [pax({b"path": name + b"/of-this"}) + file(b"x") for name in names]
+    unpack(root, *entries, file(hidden), whiteouts=whiteouts)
+    seen = trees.describe(root)
+    assert not [name for name in seen if name.startswith(b"d/") and name.endswith(b"of-lower")]
+    assert sum(name.endswith(b"of-this") for name in seen) == len(names)
+    assert {seen[name].mtime for name in names} == {1_600_000_000 * 10**9}
+
+
 def test_random_bytes_never_crash(root: Path) -> None:
     whole = b"".join(
         (
