@@ -60,6 +60,22 @@ class Image:
         return chain[-1] if chain else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """How images are taken in, wherever they come from.
+
+    ``names`` replace those that a single image has, ``platform`` selects from an index (the host's by default),
+    ``unpack`` says whether layers are unpacked now; ``limits`` and ``jobs`` are those of `Images.unpack`.
+    """
+
+    names: Sequence[str] = ()
+    platform: Platform | None = None
+    unpack: bool = True
+    limits: Limits | None = None
+    jobs: int | None = None
+    listener: Listener = ignore
+
+
 class Images:
     """Import, find, name, unpack and remove images."""
 
@@ -85,52 +101,30 @@ class Images:
             names = images.tags(connection, row.digest)
         return self._load(row, names)
 
-    def import_from(
-        self,
-        path: Path,
-        *,
-        names: Sequence[str] = (),
-        platform: Platform | None = None,
-        unpack: bool = True,
-        limits: Limits | None = None,
-        jobs: int | None = None,
-        listener: Listener = ignore,
-    ) -> tuple[Image, ...]:
-        """Import the images of an archive or layout; ``names`` replace those that it gives to a single image.
+    def import_from(self, path: Path, how: Intake) -> tuple[Image, ...]:
+        """Import the images of an archive or layout.
 
-        ``platform`` selects from an index, the host's by default. Every blob is verified, and no layer may go beyond
-        ``limits``; ``jobs`` is that of `unpack`. Raise `Corrupt` for bytes that are not what their digest says; nothing
-        of an image that fails is kept.
+        Every blob is verified. Raise `Corrupt` for bytes that are not what their digest says; nothing of an image that
+        fails is kept.
         """
         from layerfs.image.sources import open_source  # noqa: PLC0415  see the imports above
 
         with open_source(path) as source, self._parts.working():
-            found = source.images(platform)
-            if names and len(found) != 1:
+            found = source.images(how.platform)
+            if how.names and len(found) != 1:
                 raise InvalidArgument(
-                    f"{path} holds {len(found)} images, so they cannot be named {', '.join(names)}",
+                    f"{path} holds {len(found)} images, so they cannot be named {', '.join(how.names)}",
                     hint="import it without names, then `layerfs image tag`",
                 )
             imported: list[Image] = []
             for each in found:
-                image = self._take_all(source, each.manifest, listener)
-                if unpack:
-                    self.unpack(image, limits=limits, jobs=jobs, listener=listener)
-                imported.append(self.add(image.manifest, image.config, names or each.names))
+                image = self._take_all(source, each.manifest, how.listener)
+                if how.unpack:
+                    self.unpack(image, limits=how.limits, jobs=how.jobs, listener=how.listener)
+                imported.append(self.add(image.manifest, image.config, how.names or each.names))
             return tuple(imported)
 
-    def pull(
-        self,
-        reference: Reference,
-        options: Options,
-        *,
-        names: Sequence[str] = (),
-        platform: Platform | None = None,
-        unpack: bool = True,
-        limits: Limits | None = None,
-        jobs: int | None = None,
-        listener: Listener = ignore,
-    ) -> Image:
+    def pull(self, reference: Reference, options: Options, how: Intake) -> Image:
         """Bring an image from its registry; layers are unpacked as they come. The rest is as for `import_from`."""
         from layerfs.fetching import Fetcher  # noqa: PLC0415  see the imports above
         from layerfs.registry.pull import open_registry  # noqa: PLC0415  see the imports above
@@ -139,19 +133,19 @@ class Images:
         with (
             self._parts.working(),
             open_registry(reference, options) as registry,
-            Fetcher(blobs, registry.open, parallel=options.parallel, listener=listener) as fetcher,
+            Fetcher(blobs, registry.open, parallel=options.parallel, listener=how.listener) as fetcher,
         ):
-            found = registry.image(platform)
+            found = registry.image(how.platform)
             fetcher.begin(found.manifest.blobs)
             with fetcher.open(found.manifest.config.digest):
                 config = ImageConfig.parse(blobs.read(found.manifest.config))
             found.manifest.check_config(config)
-            if unpack:
+            if how.unpack:
                 image = Image(found.manifest.digest, (), found.manifest, config, 0, moment(0))
-                self.unpack(image, limits=limits, jobs=jobs, opened=fetcher.open, listener=listener)
+                self.unpack(image, limits=how.limits, jobs=how.jobs, opened=fetcher.open, listener=how.listener)
             fetcher.finish()
             blobs.put_bytes(found.manifest.raw)
-            return self.add(found.manifest, config, names or found.names)
+            return self.add(found.manifest, config, how.names or found.names)
 
     def push(self, reference: str, target: Reference, options: Options, *, listener: Listener = ignore) -> None:
         """Send an image to a registry; blobs that other images of that registry have are taken over there."""

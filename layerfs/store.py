@@ -20,7 +20,7 @@ from layerfs.image.blobs import BlobStore
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.platform import Platform
 from layerfs.image.reference import Reference
-from layerfs.images import Image, Images
+from layerfs.images import Image, Images, Intake
 from layerfs.kernel import userns
 from layerfs.kernel.descriptors import Closing
 from layerfs.kernel.userns import IdMap
@@ -212,15 +212,7 @@ class Store(Closing):
         fails is kept.
         """
         try:
-            return self._images.import_from(
-                Path(source),
-                names=names,
-                platform=platform,
-                unpack=unpack,
-                limits=limits,
-                jobs=jobs,
-                listener=listener,
-            )
+            return self._images.import_from(Path(source), Intake(names, platform, unpack, limits, jobs, listener))
         except BaseException:
             self._reclaim.collect()
             raise
@@ -245,16 +237,8 @@ class Store(Closing):
         from layerfs.registry.options import Options  # noqa: PLC0415  20 ms that those who never pull need not pay
 
         try:
-            return self._images.pull(
-                Reference.parse(name),
-                options or Options(),
-                names=names,
-                platform=platform,
-                unpack=unpack,
-                limits=limits,
-                jobs=jobs,
-                listener=listener,
-            )
+            how = Intake(names, platform, unpack, limits, jobs, listener)
+            return self._images.pull(Reference.parse(name), options or Options(), how)
         except BaseException:
             self._reclaim.collect()
             raise

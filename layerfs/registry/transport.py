@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import BinaryIO, Final
 from urllib.parse import urljoin, urlsplit
@@ -36,6 +37,17 @@ _REDIRECTED: Final = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED, _FORBIDDEN, _MISSING, _TOO_MANY = 401, 403, 404, 429
 _LONGEST_ERROR: Final = 64 << 10
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked: see `Transport.request`."""
+
+    method: str
+    path: str
+    scope: str
+    headers: Mapping[str, str]
+    body: Callable[[], BinaryIO | bytes] | None
 
 
 class Transport:
@@ -75,7 +87,7 @@ class Transport:
         ``body`` is called for each try. Statuses other than ``accept`` raise `NotFound`, `PermissionDenied`, `Busy`
         (too many requests) or `OperationFailed`.
         """
-        response = self._tried(method, path, scope, headers, body)
+        response = self._tried(_Request(method, path, scope, headers, body))
         try:
             if response.status not in accept:
                 raise self._refusal(response, method, path)
@@ -97,19 +109,12 @@ class Transport:
         """Return how often a request is tried."""
         return self._options.tries
 
-    def _tried(
-        self,
-        method: str,
-        path: str,
-        scope: str,
-        headers: Mapping[str, str],
-        body: Callable[[], BinaryIO | bytes] | None,
-    ) -> BaseHTTPResponse:
+    def _tried(self, request: _Request) -> BaseHTTPResponse:
         for number in range(1, self.tries + 1):
             last = number == self.tries
             asked = None
             try:
-                response = self._authorized(method, path, scope, headers, body)
+                response = self._authorized(request)
             except HTTPError as error:
                 if last or _is_final(error):
                     raise self._unreachable(error) from error
@@ -122,34 +127,30 @@ class Transport:
             self.pause(number, asked)
         raise OperationFailed(f"{self.host} was not asked: no tries are allowed")
 
-    def _authorized(
-        self,
-        method: str,
-        path: str,
-        scope: str,
-        headers: Mapping[str, str],
-        body: Callable[[], BinaryIO | bytes] | None,
-    ) -> BaseHTTPResponse:
+    def _authorized(self, request: _Request) -> BaseHTTPResponse:
         """Send a request with what is known of us; a challenge is answered once."""
-        own = {**headers, **self._authorizer.header(scope)}
-        response = self._redirected(method, path, own, body)
+        own = {**request.headers, **self._authorizer.header(request.scope)}
+        response = self._redirected(request, own)
         if response.status != _UNAUTHORIZED:
             return response
         challenge = response.headers.get("WWW-Authenticate", "")
         response.drain_conn()
         response.release_conn()
-        answer = self._authorizer.answer(challenge, scope, refused="Authorization" in own)
-        return self._redirected(method, path, {**headers, **answer}, body)
+        answer = self._authorizer.answer(challenge, request.scope, refused="Authorization" in own)
+        return self._redirected(request, {**request.headers, **answer})
 
-    def _redirected(
-        self, method: str, path: str, headers: dict[str, str], body: Callable[[], BinaryIO | bytes] | None
-    ) -> BaseHTTPResponse:
-        url = path if "://" in path else self._root() + path
+    def _redirected(self, request: _Request, headers: dict[str, str]) -> BaseHTTPResponse:
+        url = request.path if "://" in request.path else self._root() + request.path
         for _ in range(_REDIRECTS + 1):
             self._check_scheme(url)
-            content = body() if body else None
             response = self._pool.request(
-                method, url, headers=headers, body=content, redirect=False, preload_content=False, decode_content=False
+                request.method,
+                url,
+                headers=headers,
+                body=request.body() if request.body else None,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
             )
             target = response.headers.get("Location") if response.status in _REDIRECTED else None
             if target is None:
