@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 from peers.layout import TAG
 from peers.meter import Failed
-from peers.tools import Containerd, Kind, Needs, Peer, Run, Storage, policy, python, storage_options
+from peers.tools import BOTH, Containerd, Kind, Needs, Peer, Run, Storage, policy, python, storage_options
 
 _START = 20.0
 """Seconds that a registry may take to start."""
@@ -72,7 +72,7 @@ class LayerfsPull:
     name = "layerfs"
     kind = Kind.OURS
     needs: Needs = MappingProxyType(_REGISTRY)
-    compressions = ("gzip", "zstd")
+    compressions: tuple[str, ...] = BOTH
 
     @contextmanager
     def ready(self, run: Run) -> Iterator[None]:
@@ -124,7 +124,7 @@ class PodmanPull(Storage):
 
     def __init__(self) -> None:
         super().__init__("podman pull", podman=True)
-        self.needs = {**self.needs, **_REGISTRY}
+        self.needs: Needs = {**self.needs, **_REGISTRY}
 
     @contextmanager
     def ready(self, run: Run) -> Iterator[None]:

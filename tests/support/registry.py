@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 import urllib3
@@ -83,13 +84,16 @@ class _Handler(BaseHTTPRequestHandler):
     """Hand a request on, and do to the answer what the test wants done."""
 
     protocol_version = "HTTP/1.1"
-    server: _Server
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  http.server's name
         """Keep quiet."""
 
+    @property
+    def _own(self) -> _Server:
+        return cast("_Server", self.server)
+
     def _handle(self) -> None:
-        state = self.server.state
+        state = self._own.state
         state.seen.append((self.command, self.path))
         state.headers.append(dict(self.headers))
         state.counts[self.command, self.path] += 1
@@ -114,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         if word.isdecimal():
             answer = int(word), {"Retry-After": value} if value else {}, b""
         elif word == "bearer" and said != f"Bearer {TOKEN}":
-            realm = f'Bearer realm="http://{self.server.state.host}/token",service="test"'
+            realm = f'Bearer realm="http://{self._own.state.host}/token",service="test"'
             answer = 401, {"WWW-Authenticate": realm}, b""
         elif word == "token":
             known = said == f"Basic {own}"
@@ -129,10 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         if not ranges:
             headers.pop("Range", None)
-        return self.server.pool.request(
+        return self._own.pool.request(
             self.command,
-            f"http://{self.server.upstream}{self.path}",
-            headers={**headers, "Host": self.server.state.host},
+            f"http://{self._own.upstream}{self.path}",
+            headers={**headers, "Host": self._own.state.host},
             body=body or None,
             redirect=False,
             decode_content=False,
