@@ -87,7 +87,7 @@ def users(mounts: Sequence[Mount]) -> list[MountPoint]:
         return _bind_users(last)
     overlay = parse_overlay(parse(last.options).data) if last.type == "overlay" else None
     text = (overlay.upper or overlay.lowers[0]) if overlay else last.source
-    names = {text, os.path.realpath(text)} if text.startswith("/") else {text}
+    names = {text, _real(text)} if text.startswith("/") else {text}
     return [point for point in mountinfo.mentioning(*names) if _shows(point, last)]
 
 
@@ -109,7 +109,7 @@ def _same_lowers(seen: Sequence[str], given: Sequence[str]) -> bool:
 
 def _same(seen: str, given: str) -> bool:
     """Compare paths; the kernel tells one that it got by descriptor without symbolic links."""
-    return seen == given or seen == os.path.realpath(given)
+    return seen == given or seen == _real(given)
 
 
 def _bind_users(mount: Mount) -> list[MountPoint]:
@@ -123,7 +123,15 @@ def _bind_users(mount: Mount) -> list[MountPoint]:
         return []
     if home is None:
         return []
-    source = os.path.realpath(mount.source)
+    source = _real(mount.source)
     inside = os.path.relpath(source, home.path)
     root = os.path.normpath(os.path.join(home.root, inside))
     return [point for point in mountinfo.showing(home.device, root) if os.fspath(point.path) != source]
+
+
+def _real(path: str) -> str:
+    """Return the path without links; realpath fails on one that is taken away between its lstat(2) and readlink(2)."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:
+        return path

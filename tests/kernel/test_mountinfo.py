@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,23 @@ def test_a_bind_of_a_bind_is_found_by_what_it_shows(fresh_dir: Path) -> None:
             assert [point.path for point in users(direct)] == [second]
         assert users(direct) == []
     assert users([Mount("bind", str(fresh_dir / "nowhere"), ("bind",))]) == []
+
+
+def test_a_source_that_goes_meanwhile_is_mounted_nowhere(tmp_path: Path) -> None:
+    """realpath(3) of Python fails on a link that goes between its lstat(2) and its readlink(2)."""
+    device = tmp_path / "device"
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            device.symlink_to("../elsewhere")
+            device.unlink()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(20_000):
+            assert users([Mount("ext4", str(device), ())]) == []
+    finally:
+        done.set()
+        thread.join()
