@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import BinaryIO, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -58,10 +59,10 @@ class Repository:
 
     def blob(self, descriptor: Descriptor) -> BlobStream:
         """Open a blob; its bytes are not verified yet."""
-        return BlobStream(self, self._transport, descriptor)
+        return BlobStream(partial(self._blob_from, descriptor), self._transport, descriptor, str(self))
 
     @contextmanager
-    def blob_from(self, descriptor: Descriptor, start: int) -> Iterator[tuple[BaseHTTPResponse, int]]:
+    def _blob_from(self, descriptor: Descriptor, start: int) -> Iterator[tuple[BaseHTTPResponse, int]]:
         """Give the answer that holds a blob from a byte on, and the byte at which it really starts."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         asked = self._asked("GET", f"/blobs/{descriptor.digest}", headers=headers, accept=frozenset({200, _PARTIAL}))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final
 
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
@@ -13,8 +14,8 @@ from layerfs.errors import OperationFailed
 from layerfs.image.descriptor import Descriptor
 from layerfs.registry.transport import Transport
 
-if TYPE_CHECKING:
-    from layerfs.registry.repository import Repository
+Ask = Callable[[int], AbstractContextManager[tuple[BaseHTTPResponse, int]]]
+"""Give the answer that holds a blob from a byte on, and the byte at which it really starts."""
 
 _PROGRESS: Final = 1 << 20
 """Bytes after which a connection that breaks counts as the first that does."""
@@ -24,14 +25,15 @@ _PIECE: Final = 1 << 20
 class BlobStream(io.RawIOBase):
     """A blob, read from its start to its end; a connection that breaks or ends early is made again where it ended.
 
-    Nothing is verified here: who reads checks size and digest.
+    ``where`` is how errors name what it comes from. Nothing is verified here: who reads checks size and digest.
     """
 
-    def __init__(self, repository: Repository, transport: Transport, descriptor: Descriptor) -> None:
+    def __init__(self, ask: Ask, transport: Transport, descriptor: Descriptor, where: str) -> None:
         super().__init__()
-        self._repository = repository
+        self._ask = ask
         self._transport = transport
         self._descriptor = descriptor
+        self._where = where
         self._answer = ExitStack()
         self._response: BaseHTTPResponse | None = None
         self._done = 0
@@ -64,8 +66,7 @@ class BlobStream(io.RawIOBase):
 
     def _opened(self) -> BaseHTTPResponse:
         if self._response is None:
-            asked = self._repository.blob_from(self._descriptor, self._done)
-            response, start = self._answer.enter_context(asked)
+            response, start = self._answer.enter_context(self._ask(self._done))
             self._skip(response, self._done - start)
             self._response = response
         return self._response
@@ -73,9 +74,7 @@ class BlobStream(io.RawIOBase):
     def _skip(self, response: BaseHTTPResponse, count: int) -> None:
         """Pass over what came before: a registry need not know of ranges (distribution-spec, "Pulling blobs")."""
         if count < 0:
-            raise OperationFailed(
-                f"{self._repository} goes on with {self._descriptor.digest} at another byte than asked"
-            )
+            raise OperationFailed(f"{self._where} goes on with {self._descriptor.digest} at another byte than asked")
         while count > 0:
             data = response.read(min(count, _PIECE))
             if not data:
@@ -92,7 +91,7 @@ class BlobStream(io.RawIOBase):
         self._broken += 1
         if self._broken >= self._transport.tries:
             raise OperationFailed(
-                f"{self._descriptor.digest} does not come through from {self._repository}: {error}",
+                f"{self._descriptor.digest} does not come through from {self._where}: {error}",
                 hint="try again later",
             ) from error
         self._transport.pause(self._broken)
