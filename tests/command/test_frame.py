@@ -208,7 +208,8 @@ def _subclasses(kind: type[LayerfsError]) -> list[type[LayerfsError]]:
     return [kind, *(deeper for below in kind.__subclasses__() for deeper in _subclasses(below))]
 
 
-@pytest.mark.parametrize("kind", _subclasses(LayerfsError))
+# Those that make their own words of something else never reach the command; which of them are imported is chance.
+@pytest.mark.parametrize("kind", [kind for kind in _subclasses(LayerfsError) if kind.__init__ is LayerfsError.__init__])
 def test_the_status_is_that_of_the_error_class(kind: type[LayerfsError], monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command("failing")
     def failing() -> None:
