@@ -84,8 +84,9 @@ def _terminal(asked: bool | None) -> bool:  # noqa: FBT001  click's third value
 
 def _clone(store: Store, what: str, name: str | None) -> tuple[Clone, bool]:
     """Return the clone of this name, or a new one of the image of this name, and whether it was made."""
-    if name is None and any(clone.name == what for clone in store.clones()):
-        return store.get_clone(what), False
+    there = next((clone for clone in store.clones() if clone.name == what), None) if name is None else None
+    if there is not None:
+        return there, False
     try:
         return store.clone(what, name), True
     except NotFound as error:

@@ -11,7 +11,6 @@ from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
 from layerfs.kernel import userns
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ANY_SHELL = ("/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l")
 """bash where the clone has it, else its sh."""
 _HANDED_IN = ("TERM", "COLORTERM", "LANG", "LC_ALL", "NO_COLOR", "http_proxy", "https_proxy", "no_proxy")
@@ -46,7 +45,7 @@ def command(session: Session, name: str, words: tuple[str, ...], env: tuple[str,
 
 def _environment(image: tuple[str, ...], given: tuple[str, ...]) -> dict[str, str]:
     """Return the variables of the process: usual ones, the caller's terminal, the image's, and those of ``--env``."""
-    found = {"PATH": _PATH, "HOME": "/root", "USER": "root"}
+    found = {"HOME": "/root", "USER": "root"}
     found |= {name: os.environ[name] for name in _HANDED_IN if name in os.environ}
     for text in (*image, *given):
         name, _, value = text.partition("=")

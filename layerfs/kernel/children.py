@@ -58,7 +58,11 @@ def raise_reported(pipe: int) -> None:
 
 def exit_status(waited: int) -> int:
     """Return a status of wait(2) as a shell shows it: the exit status, or 128+n for signal n."""
-    code = os.waitstatus_to_exitcode(waited)
+    return shell_status(os.waitstatus_to_exitcode(waited))
+
+
+def shell_status(code: int) -> int:
+    """Return an exit code, negative for a signal as subprocess has it, as a shell shows it."""
     return code if code >= 0 else _SIGNALLED - code
 
 

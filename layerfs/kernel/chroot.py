@@ -24,7 +24,8 @@ from layerfs.kernel.children import end_with, exit_status, fork, raise_reported,
 from layerfs.kernel.relay import FROM_TERMINAL, RELAYED, signals_left_to_child
 from layerfs.kernel.rootfs import HostTrees, furnished
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for if nobody says: that of Debian's root."""
 _WHAT = "run a command in the clone"
 
 
@@ -149,7 +150,7 @@ def _execute(argv: Sequence[str], env: Mapping[str, str], writer: int) -> int:
     for number in (*FROM_TERMINAL, *RELAYED, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores the last two
     try:
-        os.execvpe(argv[0], list(argv), {"PATH": _PATH, **env})  # noqa: S606  a program of the clone, without a shell
+        os.execvpe(argv[0], list(argv), {"PATH": PATH, **env})  # noqa: S606  a program of the clone, without a shell
     except OSError as error:
         report(writer, _not_executed(argv[0], error))
     return 127

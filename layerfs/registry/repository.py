@@ -78,14 +78,6 @@ class Repository:
         except NotFound:
             return False
 
-    def has_manifest(self, digest: Digest) -> bool:
-        """Tell whether the repository has a manifest."""
-        try:
-            with self._asked("HEAD", f"/manifests/{digest}", headers={"Accept": _ACCEPT}):
-                return True
-        except NotFound:
-            return False
-
     def mount(self, digest: Digest, source: str) -> bool:
         """Take a blob over from another repository of the registry, if it lets one; tell whether it did."""
         query = urlencode({"mount": digest, "from": source})

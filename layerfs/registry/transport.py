@@ -34,7 +34,7 @@ _PAUSE, _LONGEST_PAUSE = 0.25, 60.0
 _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that may be others in a moment."""
 _REDIRECTED: Final = frozenset({301, 302, 303, 307, 308})
-_UNAUTHORIZED, _FORBIDDEN, _MISSING, _TOO_MANY = 401, 403, 404, 429
+_UNAUTHORIZED: Final = 401
 _LONGEST_ERROR: Final = 64 << 10
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from layerfs.errors import InvalidArgument
 from layerfs.image.config import ContainerConfig
+from layerfs.kernel.chroot import PATH
 from layerfs.kernel.userns import IdMap, IdRange
 from layerfs.runtime import capabilities, seccomp
 from layerfs.runtime.container import Container, Limits, Network, check_words
 from layerfs.runtime.users import Account
 
 _VERSION: Final = "1.0.2"
-_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PERIOD: Final = 100_000
 """Microseconds over which the share of the processors is counted: the kernel's default (sched-bwc)."""
 _TTY_GROUP: Final = 5
@@ -106,7 +106,8 @@ def _arguments(wanted: Container, image: ContainerConfig) -> list[str]:
 
 def _environment(wanted: Container, image: ContainerConfig, account: Account) -> list[str]:
     check_words("the image's environment", image.env)
-    usual = [_PATH, f"HOSTNAME={wanted.hostname}", *(["TERM=xterm"] if wanted.terminal else []), f"HOME={account.home}"]
+    usual = [f"PATH={PATH}", f"HOSTNAME={wanted.hostname}"]
+    usual += [*(["TERM=xterm"] if wanted.terminal else []), f"HOME={account.home}"]
     given = (text for text in (*usual, *image.env, *wanted.env) if text.find("=") > 0)
     return list({text.partition("=")[0]: text for text in given}.values())
 

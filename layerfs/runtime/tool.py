@@ -19,6 +19,7 @@ from typing import Any, Final
 from layerfs import process
 from layerfs.errors import CommandFailed, NotFound, PermissionDenied, Unsupported
 from layerfs.image.config import ContainerConfig
+from layerfs.kernel.children import shell_status
 from layerfs.kernel.relay import signals_left_to_child
 from layerfs.runtime.bundle import Bundle
 from layerfs.runtime.container import Bind, Container, Limits
@@ -36,7 +37,6 @@ _FORBIDDEN: Final = re.compile(r"exec.*: (permission denied|exec format error|is
 _PROGRAMS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu")
 _STATE: Final = Path("/run/layerfs")
 _LONGEST_LOG: Final = 1 << 20
-_SIGNALLED: Final = 128
 _TRIAL_SECONDS: Final = 20.0
 
 
@@ -62,7 +62,7 @@ class Runtime:
                         [*words, "run", "--bundle", str(bundle.path), bundle.name], package=self.program
                     )
                     relay_to(started.pid)
-                    status = _shown(started.wait())
+                    status = shell_status(started.wait())
             finally:
                 self._forget(bundle, words, _state(private))
             _raise_logged(self.program, log)
@@ -156,10 +156,6 @@ def _is_installed(name: str) -> bool:
     except Unsupported:
         return False
     return True
-
-
-def _shown(code: int) -> int:
-    return code if code >= 0 else _SIGNALLED - code
 
 
 def _host_programs(root: Path) -> tuple[Bind, ...]:
