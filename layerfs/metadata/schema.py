@@ -88,4 +88,37 @@ CREATE TABLE clones (
 CREATE INDEX clones_image ON clones (image);
 """
 
-MIGRATIONS = (_VERSION_1,)
+_VERSION_2 = """
+-- What a committed snapshot held when it was sealed: how many files of every kind, the bytes in the regular ones, and a
+-- digest of all of it; "checked" is when all of it was last read and found whole.
+CREATE TABLE seals (
+    snapshot INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+    entries  INTEGER NOT NULL,
+    size     INTEGER NOT NULL,
+    digest   TEXT NOT NULL,
+    checked  INTEGER
+) STRICT;
+
+-- What an active snapshot may take without its parents, in bytes and in inodes; null is no limit.
+CREATE TABLE quotas (
+    snapshot INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+    size     INTEGER,
+    inodes   INTEGER
+) STRICT;
+
+-- A lease keeps what it names from being pruned until it expires; the kind is that of the name.
+CREATE TABLE leases (
+    id      TEXT PRIMARY KEY,
+    created INTEGER NOT NULL,
+    expires INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE leased (
+    lease TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,
+    kind  TEXT NOT NULL CHECK (kind IN ('blob', 'image', 'snapshot')),
+    name  TEXT NOT NULL,
+    PRIMARY KEY (lease, kind, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX leased_name ON leased (kind, name);
+"""
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
