@@ -64,10 +64,10 @@ if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.compression import Compression
     from layerfs.layer.limits import LimitExceeded, Limits
+    from layerfs.opening import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
     from layerfs.reclaim import DiskUsage, PrunePlan
     from layerfs.snapshotter import Snapshotter
     from layerfs.store import Store
-    from layerfs.store import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
     from layerfs.volume import LoopVolume
 
 _HOMES = {
@@ -120,9 +120,10 @@ _HOMES = {
     "layerfs.layer.changes": ("Change",),
     "layerfs.layer.compression": ("Compression",),
     "layerfs.layer.limits": ("LimitExceeded", "Limits"),
+    "layerfs.opening": ("open_store",),
     "layerfs.reclaim": ("DiskUsage", "PrunePlan"),
     "layerfs.snapshotter": ("Snapshotter",),
-    "layerfs.store": ("Store", "open_store"),
+    "layerfs.store": ("Store",),
     "layerfs.volume": ("LoopVolume",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

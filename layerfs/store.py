@@ -1,31 +1,26 @@
-"""The store: what people open to import images, clone writable roots from them, and commit what they changed."""
+"""The store: where people import images, clone writable roots from them, and commit what they changed."""
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs import drivers, locks, volume
+from layerfs import volume
 from layerfs.clones import PREFIX, Clone, Clones
 from layerfs.contract import Detachable, Driver
-from layerfs.errors import FailedPrecondition, NotFound, os_error
+from layerfs.errors import NotFound
 from layerfs.events import Listener, ignore
 from layerfs.image.blobs import BlobStore
 from layerfs.image.files import ArchiveFormat
 from layerfs.image.platform import Platform
 from layerfs.image.reference import Reference
 from layerfs.images import Image, Images, Intake
-from layerfs.kernel import userns
 from layerfs.kernel.descriptors import Closing
 from layerfs.kernel.userns import IdMap
-from layerfs.metadata import settings
-from layerfs.metadata.database import Database
 from layerfs.parts import Parts
 from layerfs.snapshotter import Snapshotter
 
@@ -35,108 +30,6 @@ if TYPE_CHECKING:
     from layerfs.layer.limits import Limits
     from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
     from layerfs.registry.options import Options as RegistryOptions
-
-AUTO = "auto"
-"""Stands for the store's own driver, and for the first that works where a store is made."""
-
-_DATABASE = "meta.db"
-_LOCK = "lock"
-_BLOBS = "blobs"
-_VOLUME = "volume"
-"""The setting that names the file system of the store's volume."""
-_UNPRIVILEGED = "unprivileged"
-"""The setting of a store that an ordinary user made without a user namespace."""
-_UIDMAP, _GIDMAP = "uidmap", "gidmap"
-"""The settings that hold the store's id map, as `layerfs.layer.owners.format_ranges` writes it."""
-
-
-def default_path() -> Path:
-    """Return where the store is if nobody says: ``LAYERFS_STORE``, else ``/var/lib/layerfs``, or the user's own."""
-    chosen = os.environ.get("LAYERFS_STORE")
-    if chosen:
-        return Path(chosen)
-    if os.geteuid() == 0 and userns.is_initial():
-        return Path("/var/lib/layerfs")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "layerfs"
-
-
-def open_store(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    driver: str = AUTO,
-    options: Mapping[str, str] | None = None,
-    create: bool = True,
-    loop: volume.LoopVolume | None = None,
-    id_map: IdMap | None = None,
-    clock: Callable[[], int] = time.time_ns,
-) -> Store:
-    """Open the store in a directory, and make one there if it is missing or empty and ``create`` allows it.
-
-    ``driver`` "auto" is the store's own one, or for a new store the first that works there. ``options`` are the
-    driver's; a new store remembers them. ``loop`` puts the snapshots of a new store on a file system of their own.
-    ``id_map`` gives every layer of a new store the owners that it has outside a user namespace of that map; a store
-    keeps its map for good, since it shares layers between images.
-
-    Raise `InvalidArgument` for a map that has no root, `NotFound` for no store, `FailedPrecondition` for a directory
-    with other things in it, for another driver or id map than the store's, and for a store of a newer layerfs.
-    """
-    place = Path(path) if path is not None else default_path()
-    place = Path(os.path.abspath(place))
-    if id_map is not None:
-        _check_id_map(id_map)
-    if not _is_store(place):
-        if not create:
-            raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
-        _make_directory(place)
-    with ExitStack() as undo:
-        database = Database(place / _DATABASE)
-        undo.callback(database.close)
-        lock_file = place / _LOCK
-        with locks.locked(lock_file, locks.named("open"), exclusive=True, what=f"the opening of {place}"):
-            with database.read() as connection:
-                own = settings.get(connection, "driver")
-            if own is None:
-                own = _initialize(place, database, driver, options or {}, loop, id_map, clock)
-            elif loop is not None:
-                raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
-            _attach_volume(place, database, own)
-        if driver not in {AUTO, own}:
-            raise FailedPrecondition(
-                f"{place} is a store of the driver {own!r}, not {driver!r}",
-                hint="leave the driver out, or use another store",
-            )
-        with database.read() as connection:
-            remembered = settings.below(connection, "option.")
-            own_map = _read_id_map(connection)
-        if id_map not in {None, own_map}:
-            raise FailedPrecondition(
-                f"{place} is a store with another id map", hint="leave the map out, or make another store"
-            )
-        opened = drivers.open_driver(own, place / own, {**remembered, **(options or {})})
-        undo.callback(opened.close)
-        snapshotter = Snapshotter(opened, database, lock_file, clock=clock)
-        blobs = BlobStore(place / _BLOBS)
-        store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map), clock=clock)
-        undo.pop_all()
-    return store
-
-
-def needs_namespace(path: Path, driver: str = AUTO) -> bool:
-    """Tell whether an ordinary user works with this store, or makes one of this driver there, as root of a namespace.
-
-    A store that was made without one is used without one: in a namespace its owners would be others.
-    """
-    if _is_store(path):
-        database = Database(path / _DATABASE)
-        try:
-            with database.read() as connection:
-                return settings.get(connection, _UNPRIVILEGED) is None
-        finally:
-            database.close()
-    if driver == AUTO:
-        return True
-    there = next(place for place in (path, *path.parents) if place.is_dir())
-    return not drivers.works_unprivileged(driver, there)
 
 
 class Store(Closing):
@@ -375,106 +268,3 @@ class Store(Closing):
             raise NotFound(
                 f"{name!r} is no clone, image, snapshot or layer", hint="`layerfs ls` and `layerfs image ls` list them"
             ) from error
-
-
-def _is_store(place: Path) -> bool:
-    try:
-        return (place / _DATABASE).exists()
-    except OSError as error:
-        raise os_error(f"open the store {place}", error) from error
-
-
-def _make_directory(place: Path) -> None:
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = [name for name in os.listdir(place) if not name.startswith((_DATABASE, _LOCK, "lost+found"))]
-    except OSError as error:
-        raise os_error(f"make the store {place}", error) from error
-    if others:
-        raise FailedPrecondition(
-            f"{place} is no layerfs store, and it is not empty", hint="name the store's directory, or an empty one"
-        )
-    # Layers hold setuid programs of other users: nobody else may reach them.
-    place.chmod(0o700)
-
-
-def _initialize(
-    place: Path,
-    database: Database,
-    driver: str,
-    options: Mapping[str, str],
-    loop: volume.LoopVolume | None,
-    id_map: IdMap | None,
-    clock: Callable[[], int],
-) -> str:
-    """Decide a new store's driver, write it down, and return it; leave no store on failure."""
-    try:
-        if loop is not None:
-            driver = loop.driver(driver)
-            options = {**options, **loop.options}
-            if not loop.is_pool:
-                loop.create(place)
-                volume.attach(place, driver, loop.file_system)
-        if driver == AUTO:
-            driver, new = drivers.open_first(place, options)
-        else:
-            new = drivers.open_driver(driver, place / driver, options)
-        with closing(new) as opened:
-            unprivileged = opened.traits.unprivileged and os.geteuid() != 0
-        with database.write() as connection:
-            settings.put(connection, "driver", driver)
-            if unprivileged:
-                settings.put(connection, _UNPRIVILEGED, "yes")
-            settings.put(connection, "created", str(clock()))
-            for key, value in options.items():
-                settings.put(connection, f"option.{key}", value)
-            if loop is not None and not loop.is_pool:
-                settings.put(connection, _VOLUME, loop.file_system)
-            if id_map is not None:
-                _write_id_map(connection, id_map)
-    except BaseException:
-        database.close()
-        _unmake(place, driver)
-        raise
-    return driver
-
-
-def _check_id_map(id_map: IdMap) -> None:
-    from layerfs.layer.owners import Owners  # noqa: PLC0415  few stores have a map
-
-    Owners(id_map)
-
-
-def _write_id_map(connection: sqlite3.Connection, id_map: IdMap) -> None:
-    from layerfs.layer.owners import format_ranges  # noqa: PLC0415  few stores have a map
-
-    settings.put(connection, _UIDMAP, format_ranges(id_map.users))
-    settings.put(connection, _GIDMAP, format_ranges(id_map.groups))
-
-
-def _read_id_map(connection: sqlite3.Connection) -> IdMap | None:
-    users, groups = (settings.get(connection, key) for key in (_UIDMAP, _GIDMAP))
-    if users is None or groups is None:
-        return None
-    from layerfs.layer.owners import parse_ranges  # noqa: PLC0415  few stores have a map
-
-    return IdMap(parse_ranges(users.split()), parse_ranges(groups.split()))
-
-
-def _attach_volume(place: Path, database: Database, driver: str) -> None:
-    with database.read() as connection:
-        file_system = settings.get(connection, _VOLUME)
-    if file_system is not None:
-        volume.attach(place, driver, file_system)
-
-
-def _unmake(place: Path, driver: str) -> None:
-    """Take back what `_initialize` made, and the directory itself if nothing else is in it."""
-    if (place / volume.IMAGE).exists():
-        volume.detach(place, driver)
-        volume.remove(place)
-    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK):
-        (place / name).unlink(missing_ok=True)
-    for directory in (place / driver, place):
-        with suppress(OSError):
-            directory.rmdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.kernel import mountinfo
-from layerfs.store import open_store
+from layerfs.opening import open_store
 from tests.command.conftest import Command
 from tests.support import thin
 

@@ -27,7 +27,8 @@ def test_every_table_is_strict(tmp_path: Path) -> None:
     database = Database(tmp_path / "meta.db")
     with database.read() as connection:
         tables = [row for row in connection.execute("PRAGMA table_list") if not row["name"].startswith("sqlite_")]
-    assert {row["name"] for row in tables} == {"settings", "snapshots", "labels", "images", "tags", "layers", "clones"}
+    names = "settings snapshots labels images tags layers clones seals quotas leases leased"
+    assert {row["name"] for row in tables} == set(names.split())
     assert all(row["strict"] for row in tables)
     database.close()
 

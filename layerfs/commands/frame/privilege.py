@@ -8,7 +8,7 @@ from pathlib import Path
 
 from layerfs.errors import PermissionDenied, Unsupported
 from layerfs.kernel import userns
-from layerfs.store import needs_namespace
+from layerfs.opening import needs_namespace
 
 _log = logging.getLogger(__name__)
 

@@ -80,7 +80,7 @@ class Session:
         """Return the directory of the store: ``--store``, ``LAYERFS_STORE``, or this user's own."""
         from pathlib import Path  # noqa: PLC0415  4 ms that `layerfs --help` need not pay
 
-        from layerfs.store import default_path  # noqa: PLC0415  the core is loaded by the verbs that need it
+        from layerfs.opening import default_path  # noqa: PLC0415  the core is loaded by the verbs that need it
 
         return Path(self.store).absolute() if self.store else default_path()
 
