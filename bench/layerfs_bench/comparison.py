@@ -16,7 +16,7 @@ from statistics import median
 
 from layerfs_bench.analysis import batches
 from layerfs_bench.results import Cell, Fingerprint, Key, Measurement, Outcome, Results
-from layerfs_bench.statistics import FEWEST, Batches, Interval, holm, mann_whitney, ratio_interval
+from layerfs_bench.statistics import FEWEST, Batches, Interval, holm, mann_whitney, median_interval, ratio_interval
 
 ALPHA = 0.01
 """The chance of one false alarm among all cells that are compared."""
@@ -62,6 +62,8 @@ class Change:
     p: float | None = None
     delta: float | None = None
     band: float | None = None
+    agrees: bool | None = None
+    """Whether the intervals of both medians have a value in common: how well a run repeats, not whether it changed."""
 
     @property
     def certain(self) -> bool:
@@ -79,6 +81,12 @@ class Comparison:
     def of(self, verdict: Verdict) -> tuple[Change, ...]:
         """Return the changes with a verdict."""
         return tuple(change for change in self.changes if change.verdict is verdict)
+
+    @property
+    def agreeing(self) -> tuple[int, int]:
+        """Return how many cells have medians whose intervals meet, and how many have such intervals on both sides."""
+        judged = [change.agrees for change in self.changes if change.agrees is not None]
+        return sum(judged), len(judged)
 
 
 def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
@@ -113,7 +121,8 @@ def _change(before: Measurement | None, after: Measurement | None, seed: int) ->
         noise_band(*sides),
         min(test.delta, _delta(*sides), key=abs),
     )
-    return replace(change, verdict=Verdict.SAME, interval=interval, p=test.p, delta=delta, band=band)
+    agrees = median_interval(sides[0], seed=seed).meets(median_interval(sides[1], seed=seed))
+    return replace(change, verdict=Verdict.SAME, interval=interval, p=test.p, delta=delta, band=band, agrees=agrees)
 
 
 def _too_few(one: Measurement) -> bool:

@@ -62,15 +62,15 @@ QUICK = Profile(
 )  # fmt: skip
 STANDARD = Profile(
     "standard",
-    "everything, in all cells, well enough to compare: half an hour or more",
+    "everything, in all cells, well enough to compare: half an hour",
     _EVERYTHING,
     (),
     Scale(
-        depths=(1, 2, 4, 8, 16, 32, 64, 128),
-        sizes=(4 * _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 256 * _MIB),
+        depths=(1, 4, 16, 64, 128),
+        sizes=(4 * _KIB, 64 * _KIB, _MIB, 4 * _MIB, 64 * _MIB, 256 * _MIB),
         clones=(1, 10, 100), workers=(1, 2, 4, 8), shared=(2, 8), files=256,
     ),
-    passes=5, rounds=3, slice=0.3, limit=120, budget=None, place=5 * _GIB,
+    passes=5, rounds=3, slice=0.1, limit=120, budget=None, place=5 * _GIB,
 )  # fmt: skip
 PAPER = Profile(
     "paper",
@@ -79,7 +79,7 @@ PAPER = Profile(
     (),
     Scale(
         depths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 500),
-        sizes=(*STANDARD.scale.sizes, _GIB),
+        sizes=tuple(4 * _KIB << 2 * step for step in range(10)),
         clones=(1, 10, 100, 1000), workers=(1, 2, 4, 8, 16, 32, 64), shared=(2, 8, 32), files=1000,
     ),
     passes=10, rounds=5, slice=1, limit=900, budget=None, place=20 * _GIB,

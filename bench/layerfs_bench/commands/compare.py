@@ -70,7 +70,8 @@ def _text(found: Comparison, limits: Sequence[Threshold], *, everything: bool) -
         rows = [_row(change) for change in sorted(shown, key=_order)]
         lines.append(table(("WHAT", "CELL", "VERDICT", *_RIGHT), rows, right=_RIGHT))
     counts = ", ".join(f"{len(found.of(verdict))} {verdict}" for verdict in Verdict if found.of(verdict))
-    lines.append(f"{len(found.changes)} cells: {counts}")
+    agreeing, judged = found.agreeing
+    lines.append(f"{len(found.changes)} cells: {counts}; the intervals of the medians meet in {agreeing} of {judged}")
     for limit in limits:
         lines += _limit_lines(limit, found)
     return lines
@@ -152,4 +153,5 @@ def _change_document(change: Change) -> dict[str, Json]:
         "p": change.p,
         "delta": change.delta,
         "band": change.band,
+        "agrees": change.agrees,
     }
