@@ -1,8 +1,8 @@
-"""``python -m tests.guest``: build the guest, or run a command in it.
+"""``python -m tests.guest``: build what guests boot, or run a command in one.
 
 python -m tests.guest build
-python -m tests.guest run [--limit SECONDS] [--memory MIB] [--processors N] [--out DIRECTORY] [--live FILE]
-                             [--] COMMAND...
+python -m tests.guest run [--machine qemu|uml] [--limit SECONDS] [--memory MIB] [--processors N]
+                             [--out DIRECTORY] [--live FILE] [--] COMMAND...
 
 The exit status is the command's; 125 is a guest that died or reached its time limit, 126 one that cannot be had here.
 """
@@ -25,6 +25,8 @@ def main() -> int:
     commands.add_parser("build", help="build what the guest boots, unless the cache holds it")
     run = commands.add_parser("run", help="run a command in the guest, in this directory")
     defaults = machine.Machine()
+    kinds = tuple(machine.Kind)
+    run.add_argument("--machine", type=machine.Kind, choices=kinds, default=defaults.kind, help="uml: no ZFS, but fast")
     run.add_argument("--limit", type=float, default=defaults.limit, help="seconds")
     run.add_argument("--memory", type=int, default=defaults.memory, help="MiB")
     run.add_argument("--processors", type=int, default=defaults.processors)
@@ -38,7 +40,7 @@ def main() -> int:
             image()
             return 0
         words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-        machine_ = machine.Machine(arguments.memory, arguments.processors, arguments.limit)
+        machine_ = machine.Machine(arguments.machine, arguments.memory, arguments.processors, arguments.limit)
         return machine.run(words, machine=machine_, out=arguments.out, live=arguments.live)
     except Unavailable as error:
         say(str(error))

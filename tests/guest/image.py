@@ -1,11 +1,11 @@
-"""What the guest boots: Debian's cloud kernel, a small initrd, and a disk of the packages that only the guest has.
+"""What a guest boots: one of two kernels of Debian's, a small initrd, and a disk of the packages that only guests have.
 
 There is no image of a root file system: the guest sees the host's files (`tests.guest.machine`), so it has the same
 Python, the same environment and the same checkout. Nothing is installed on the host for it but what runs it.
 
-OpenZFS's modules are compiled for that kernel from Debian's ``zfs-dkms``, which takes minutes; all else takes seconds.
-They are under the CDDL: kept in the cache of whoever builds them, never passed on. The cache is ``LAYERFS_GUEST``, or
-``guest`` in that of the tests.
+OpenZFS's modules are compiled for the cloud kernel from Debian's ``zfs-dkms``, which takes minutes; all else takes
+seconds. They are under the CDDL: kept in the cache of whoever builds them, never passed on. The cache is
+``LAYERFS_GUEST``, or ``guest`` in that of the tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,18 @@ _PACKAGES = (
 )
 """What the guest has beside the host's own, with everything that these need and a host may lack."""
 
+_USER_MODE = "user-mode-linux"
+"""Another kernel, which not every release has."""
+
 _EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtiofs", "overlay")
+_EARLY_MODULES_OF_USER_MODE = ("overlay",)
 """What `init` loads before the packages are there; every other module is loaded from these when it is first used."""
 
 _PACKAGES_SIZE = "1G"
 """Of the sparse disk: at most."""
+
+_KEPT = 7 * 24 * 3600
+"""Seconds that an image is kept unused, at least."""
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -65,11 +73,13 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The files that QEMU is given."""
+    """The files that a machine is given."""
 
     kernel: Path
     initrd: Path
     packages: Path
+    user_mode: Path | None
+    """The kernel that is a program."""
 
 
 def image() -> Image:
@@ -83,8 +93,12 @@ def image() -> Image:
             with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
                 _Builder(Path(work), cache).build()
                 (Path(work) / "image").rename(place)
-            _forget_others(cache, place)
-    return Image(place / "vmlinuz", place / "initrd", place / "packages.ext4")
+            _forget_old(cache)
+        os.utime(place)
+    user_mode = place / "linux.uml"
+    return Image(
+        place / "vmlinuz", place / "initrd", place / "packages.ext4", user_mode if user_mode.exists() else None
+    )
 
 
 def _cache() -> Path:
@@ -99,9 +113,10 @@ def _key() -> str:
     return f"image-{recipe.hexdigest()[:16]}"
 
 
-def _forget_others(cache: Path, used: Path) -> None:
+def _forget_old(cache: Path) -> None:
+    """Remove what nobody used for a while; another checkout may have a recipe of its own."""
     for path in cache.glob("image-*"):
-        if path != used:
+        if path.stat().st_mtime < time.time() - _KEPT:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -135,8 +150,11 @@ class _Builder:
         _run("tar", "-C", extra, "-xzf", modules)
         self._slim(release)
         _run("depmod", "-b", self._root, release)
+        early: dict[str, Sequence[str]] = {release: _EARLY_MODULES}
+        if user_mode := self._user_mode(target / "linux.uml"):
+            early[user_mode] = _EARLY_MODULES_OF_USER_MODE
         say("making the initrd and the disk of packages")
-        self._initrd(release, target / "initrd")
+        self._initrd(early, target / "initrd")
         shutil.copyfile(self._root / "boot" / f"vmlinuz-{release}", target / "vmlinuz")
         shutil.rmtree(self._root / "boot")
         options = ("-q", "-d", self._root, "-O", "^has_journal", "-m", "0")
@@ -154,7 +172,8 @@ class _Builder:
         release = kernel.removeprefix("linux-image-")
         headers = f"linux-headers-{release}"
         building = (headers, *self._depends(headers, "linux-"), "zfs-dkms")
-        self._apt_get("apt-get", "-qq", "download", kernel, *_PACKAGES, *building)
+        others = [_USER_MODE] if self._apt_get("apt-cache", "search", "--names-only", f"^{_USER_MODE}$") else []
+        self._apt_get("apt-get", "-qq", "download", kernel, *_PACKAGES, *building, *others)
         return release
 
     def _depends(self, package: str, prefix: str) -> list[str]:
@@ -203,6 +222,17 @@ class _Builder:
         os.replace(self._work / "modules.tar.gz", archive)
         return archive
 
+    def _user_mode(self, target: Path) -> str | None:
+        """Take the kernel that is a program, and its modules to where modprobe looks; return its release."""
+        kernel = self._root / "usr/bin/linux.uml"
+        if not kernel.exists():
+            return None
+        kernel.rename(target)
+        (modules,) = (self._root / "usr/lib/uml/modules").iterdir()
+        modules.rename(self._root / "usr/lib/modules" / modules.name)
+        _run("depmod", "-b", self._root, modules.name)
+        return modules.name
+
     def _slim(self, release: str) -> None:
         """Remove what was for compiling, and documents."""
         for path in ("usr/src", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/include"):
@@ -210,8 +240,8 @@ class _Builder:
         for name in ("build", "source"):
             (self._root / "usr/lib/modules" / release / name).unlink(missing_ok=True)
 
-    def _initrd(self, release: str, target: Path) -> None:
-        """Pack busybox, `init` and the modules that this loads."""
+    def _initrd(self, early: Mapping[str, Sequence[str]], target: Path) -> None:
+        """Pack busybox, `init` and, for each release of a kernel, the modules that this loads."""
         root = self._work / "initrd"
         for name in ("bin", "proc", "sys", "dev"):
             (root / name).mkdir(parents=True)
@@ -219,20 +249,25 @@ class _Builder:
         assert busybox is not None
         shutil.copy(busybox, root / "bin/busybox")
         shutil.copy(HERE / "init", root / "init")
+        for release, modules in early.items():
+            self._early(release, modules, root)
+        names = "\0".join(str(path.relative_to(root)) for path in (root, *sorted(root.rglob("*"))))
+        with _input(names) as listed:
+            _run("cpio", "--quiet", "--null", "--create", "--format=newc", "--file", target, cwd=root, stdin=listed)
+
+    def _early(self, release: str, modules: Sequence[str], root: Path) -> None:
         tree = Path("lib/modules", release)
         (root / tree).mkdir(parents=True)
         for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
             shutil.copy(self._root / tree / index, root / tree / index)
-        shown = _run("modprobe", "-d", self._root, "-S", release, "-a", "--show-depends", *_EARLY_MODULES)
+        shown = _run("modprobe", "-d", self._root, "-S", release, "-a", "--show-depends", *modules)
         for line in shown.splitlines():
             if line.startswith("insmod "):
                 module = Path(line.split()[1]).relative_to(self._root)
                 (root / module).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self._root / module, root / module)
         _run("depmod", "-b", root, release)
-        names = "\0".join(str(path.relative_to(root)) for path in (root, *sorted(root.rglob("*"))))
-        with _input(names) as listed:
-            _run("cpio", "--quiet", "--null", "--create", "--format=newc", "--file", target, cwd=root, stdin=listed)
+        (root / tree / "early").write_text(" ".join(modules), encoding="ascii")
 
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -1,9 +1,11 @@
 """The guest tier of the tests: those marked ``guest`` run in guests, beside all others, and are reported here.
 
-With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", a guest for each driver that needs one starts when the
-tests are collected, and has one processor; otherwise these tests are skipped. They come last here, so that most
-reports are there when they are asked for. In the guest they are tests like any other, and each report is sent out as it
-is made.
+With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", a guest of each kind that is needed starts when the tests
+are collected, and has one processor; otherwise these tests are skipped. They come last here, so that most reports are
+there when they are asked for. In the guest they are tests like any other, and each report is sent out as it is made.
+
+The mark's argument names the kind, ``guest("uml")``; the tests of the driver devicemapper go there without it, all
+others to QEMU's, which has ZFS.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest import machine
+from tests.guest.machine import Kind
 from tests.support import requirements
 
 _HERE = Path(__file__).parent
@@ -86,21 +89,21 @@ class Tier:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._guests: Mapping[str, Guest] = {}
+        self._guests: Mapping[Kind, Guest] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        shares: dict[str, list[str]] = {}
+        shares: dict[Kind, list[str]] = {}
         for item in filter(is_marked, session.items):
-            shares.setdefault(_share(item), []).append(item.nodeid)
-        self._guests = {name: Guest(self._config, tests) for name, tests in shares.items()}
+            shares.setdefault(_kind(item), []).append(item.nodeid)
+        self._guests = {kind: Guest(self._config, kind, tests) for kind, tests in shares.items()}
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         """Take over what was covered before pytest-cov, which wraps this from outside, adds up the files."""
         result = yield
         if _measures(self._config):
-            for name, guest in self._guests.items():
-                guest.take_coverage(f"{os.environ.get('COVERAGE_FILE', '.coverage')}.guest-{name}")
+            for kind, guest in self._guests.items():
+                guest.take_coverage(f"{os.environ.get('COVERAGE_FILE', '.coverage')}.guest-{kind}")
         return result
 
     @pytest.hookimpl(tryfirst=True)
@@ -109,7 +112,7 @@ class Tier:
             return None
         faulthandler.cancel_dump_traceback_later()  # a guest has a time limit of its own, a longer one
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._guests[_share(item)].reports(item):
+        for report in self._guests[_kind(item)].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
@@ -123,16 +126,18 @@ def _measures(config: pytest.Config) -> bool:
     return config.pluginmanager.hasplugin("_cov")
 
 
-def _share(item: pytest.Item) -> str:
-    """Return the name of the guest that a test runs in."""
-    return min(requirements.concerns(item) & requirements.IN_GUEST, default="zfs")
+def _kind(item: pytest.Item) -> Kind:
+    """Return the kind of guest that a test runs in."""
+    named = [Kind(kind) for mark in item.iter_markers("guest") for kind in mark.args]
+    return named[0] if named else Kind.UML if "devicemapper" in requirements.concerns(item) else Kind.QEMU
 
 
 class Guest:
     """A guest that runs some of the tests, in a process of its own: threads here would disturb tests that fork."""
 
-    def __init__(self, config: pytest.Config, tests: Iterable[str]) -> None:
+    def __init__(self, config: pytest.Config, kind: Kind, tests: Iterable[str]) -> None:
         self._config = config
+        self._kind = kind
         self._place = Path(tempfile.mkdtemp(prefix="layerfs-guest-tier-"))
         self._reports: dict[str, list[pytest.TestReport]] = {}
         self._read = 0
@@ -184,7 +189,7 @@ class Guest:
             options += ["--cov", "--cov-report="]
         return [
             *("setpriv", "--pdeathsig", "TERM", "nice", "-n", str(_NICE)),
-            *(sys.executable, "-m", "tests.guest", "run", "--limit", str(_LIMIT)),
+            *(sys.executable, "-m", "tests.guest", "run", "--machine", self._kind, "--limit", str(_LIMIT)),
             *("--live", str(self._place / "reports"), "--out", str(self._place / "out"), "--", "env", *variables),
             *(sys.executable, "-m", "pytest", *options, f"@{self._place}/tests"),
         ]

@@ -8,7 +8,7 @@ import re
 import pytest
 
 IN_GUEST = frozenset({"zfs", "devicemapper"})
-"""The drivers that need what few kernels have, so that their tests run in the guest (`tests.guest.tier`)."""
+"""The drivers that need what few kernels have, so that their tests run in guests (`tests.guest.tier`)."""
 
 
 def required() -> frozenset[str]:
