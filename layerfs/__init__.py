@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.compression import Compression
     from layerfs.layer.limits import LimitExceeded, Limits
+    from layerfs.leases import Lease
     from layerfs.opening import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
     from layerfs.reclaim import DiskUsage, PrunePlan
     from layerfs.snapshotter import Snapshotter
@@ -120,6 +121,7 @@ _HOMES = {
     "layerfs.layer.changes": ("Change",),
     "layerfs.layer.compression": ("Compression",),
     "layerfs.layer.limits": ("LimitExceeded", "Limits"),
+    "layerfs.leases": ("Lease",),
     "layerfs.opening": ("open_store",),
     "layerfs.reclaim": ("DiskUsage", "PrunePlan"),
     "layerfs.snapshotter": ("Snapshotter",),
@@ -157,6 +159,7 @@ __all__ = [
     "Kind",
     "LayerRoot",
     "LayerfsError",
+    "Lease",
     "LimitExceeded",
     "Limits",
     "Listener",

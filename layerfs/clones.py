@@ -33,6 +33,7 @@ from layerfs.parts import Parts
 
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.layer.changes import Change
+    from layerfs.leases import Lease
 
 PREFIX = "clone/"
 """Starts the keys of clones and the names of their snapshots."""
@@ -275,11 +276,13 @@ class Clone:
         author: str = "",
         compression: Compression = Compression.ZSTD,
         level: int | None = None,
+        lease: Lease | None = None,
         listener: Listener = ignore,
     ) -> Image:
         """Make an image of it: its own image's layers and one more that holds exactly what differs.
 
-        The clone stays as it is. The same changes give the same layer, byte for byte.
+        The clone stays as it is. The same changes give the same layer, byte for byte. ``lease`` keeps an image without
+        a name from the next prune.
         """
         from layerfs.layer.owners import Owners  # noqa: PLC0415  see the imports above
         from layerfs.layer.write import write_layer  # noqa: PLC0415  see the imports above
@@ -310,6 +313,8 @@ class Clone:
             )
             manifest = base.manifest.with_layer(blobs.put_bytes(config.raw, media_types.OCI_CONFIG), layer)
             blobs.put_bytes(manifest.raw)
+            if lease is not None:
+                lease.add(images=[manifest.digest])
             return images.add(manifest, config, [name] if name else [])
 
     def flatten(self) -> int:
@@ -348,8 +353,10 @@ class Clone:
 
 
 def remove_unused(parts: Parts, names: Iterable[str]) -> None:
-    """Remove those committed snapshots on which nothing stands, until none is left that could go."""
-    left = list(names)
+    """Remove those committed snapshots on which nothing stands and that no lease names, until none could go."""
+    with parts.database.read() as connection:
+        held = parts.leases.held(connection).snapshots
+    left = [name for name in names if name not in held]
     while True:
         stuck = [name for name in left if not _removed(parts, name)]
         if len(stuck) == len(left):

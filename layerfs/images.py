@@ -28,6 +28,7 @@ from layerfs.unpacking import Layer, Unpacker
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.image.sources import Source
     from layerfs.layer.limits import Limits
+    from layerfs.leases import Lease
     from layerfs.registry.options import Options
 
 _SHORTEST_PREFIX = 4
@@ -65,7 +66,8 @@ class Intake:
     """How images are taken in, wherever they come from.
 
     ``names`` replace those that a single image has, ``platform`` selects from an index (the host's by default),
-    ``unpack`` says whether layers are unpacked now; ``limits`` and ``jobs`` are those of `Images.unpack`.
+    ``unpack`` says whether layers are unpacked now; ``limits`` and ``jobs`` are those of `Images.unpack`. ``lease``
+    keeps what comes, also where not all of it does.
     """
 
     names: Sequence[str] = ()
@@ -73,7 +75,19 @@ class Intake:
     unpack: bool = True
     limits: Limits | None = None
     jobs: int | None = None
+    lease: Lease | None = None
     listener: Listener = ignore
+
+    def hold_documents(self, manifest: Manifest) -> None:
+        """Keep an image and its blobs, which are still to come."""
+        if self.lease is not None:
+            blobs = (manifest.digest, *(blob.digest for blob in manifest.blobs))
+            self.lease.add(blobs=blobs, images=[manifest.digest])
+
+    def hold_layers(self, config: ImageConfig) -> None:
+        """Keep the layers of an image, which are still to be unpacked."""
+        if self.lease is not None and self.unpack:
+            self.lease.add(snapshots=map(str, config.chain_ids))
 
 
 class Images:
@@ -118,7 +132,7 @@ class Images:
                 )
             imported: list[Image] = []
             for each in found:
-                image = self._take_all(source, each.manifest, how.listener)
+                image = self._take_all(source, each.manifest, how)
                 if how.unpack:
                     self.unpack(image, limits=how.limits, jobs=how.jobs, listener=how.listener)
                 imported.append(self.add(image.manifest, image.config, how.names or each.names))
@@ -136,10 +150,12 @@ class Images:
             Fetcher(blobs, registry.open, parallel=options.parallel, listener=how.listener) as fetcher,
         ):
             found = registry.image(how.platform)
+            how.hold_documents(found.manifest)
             fetcher.begin(found.manifest.blobs)
             with fetcher.open(found.manifest.config.digest):
                 config = ImageConfig.parse(blobs.read(found.manifest.config))
             found.manifest.check_config(config)
+            how.hold_layers(config)
             if how.unpack:
                 image = Image(found.manifest.digest, (), found.manifest, config, 0, moment(0))
                 self.unpack(image, limits=how.limits, jobs=how.jobs, opened=fetcher.open, listener=how.listener)
@@ -198,7 +214,7 @@ class Images:
         """Take a name from an image, and remove the image with its last name; a digest removes it with all names.
 
         Raise `FailedPrecondition` that lists the clones of an image that has some. Its layers and blobs go with
-        `prune`, or right away where nobody else works with the store.
+        `prune`, or right away where nobody else works with the store. An image that a lease names only loses its names.
         """
         image = self.get(reference)
         with self._parts.database.write() as connection:
@@ -209,7 +225,8 @@ class Images:
                 _check_unused(image, clones.of_image(connection, image.digest))
             for each in names:
                 images.untag(connection, each)
-            if not images.tags(connection, image.digest):
+            held = self._parts.leases.held(connection).images
+            if not images.tags(connection, image.digest) and image.digest not in held:
                 images.delete(connection, image.digest)
         return image
 
@@ -241,13 +258,15 @@ class Images:
                 return NamedImage((reference,), image.manifest)
         return NamedImage(image.names, image.manifest)
 
-    def _take_all(self, source: Source, manifest: Manifest, listener: Listener) -> Image:
+    def _take_all(self, source: Source, manifest: Manifest, how: Intake) -> Image:
         """Copy the blobs of an image, and return it as it will be, without names and times."""
         blobs = self._parts.blobs
-        blobs.put_all([manifest.config], source.open, listener)
+        how.hold_documents(manifest)
+        blobs.put_all([manifest.config], source.open, how.listener)
         config = ImageConfig.parse(blobs.read(manifest.config))
         manifest.check_config(config)
-        blobs.put_all(manifest.layers, source.open, listener)
+        how.hold_layers(config)
+        blobs.put_all(manifest.layers, source.open, how.listener)
         blobs.put_bytes(manifest.raw)
         return Image(manifest.digest, (), manifest, config, 0, moment(0))
 

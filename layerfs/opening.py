@@ -100,7 +100,7 @@ def open_store(
         undo.callback(opened.close)
         snapshotter = Snapshotter(opened, database, lock_file, clock=clock)
         blobs = BlobStore(place / _BLOBS)
-        store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map), clock=clock)
+        store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map, clock), clock=clock)
         undo.pop_all()
     return store
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerfs import locks
 from layerfs.contract import Candidates, DirectAccess, Driver, Flattenable, Kind, LayerRoot, NativeChanges, Whiteouts
@@ -17,6 +20,9 @@ from layerfs.kernel import mounting
 from layerfs.kernel.userns import IdMap
 from layerfs.metadata.database import Database
 from layerfs.snapshotter import Snapshotter
+
+if TYPE_CHECKING:
+    from layerfs.leases import Leases
 
 TEMPORARY = "tmp/"
 """Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
@@ -36,6 +42,15 @@ class Parts:
     blobs: BlobStore
     id_map: IdMap | None = None
     """The ids that layers have in this store; None for those that they say."""
+    clock: Callable[[], int] = time.time_ns
+    """Gives nanoseconds since 1970."""
+
+    @property
+    def leases(self) -> Leases:
+        """Return the leases of the store."""
+        from layerfs.leases import Leases, now  # noqa: PLC0415  neither a clone nor a mount asks for them
+
+        return Leases(self.database, self.lock_file, now=partial(now, self.clock))
 
     def working(self) -> AbstractContextManager[None]:
         """Hold the store against what deletes the bytes that nobody names yet."""

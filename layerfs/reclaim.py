@@ -13,6 +13,7 @@ from layerfs.contract import Info, Usage
 from layerfs.errors import Busy, Corrupt, NotFound
 from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
+from layerfs.leases import Held
 from layerfs.metadata import clones, images
 from layerfs.parts import TEMPORARY, Parts
 from layerfs.unpacking import LAYER_LABEL, UNPACKING
@@ -26,6 +27,7 @@ class ItemKind(StrEnum):
     LAYER = "layer"
     SNAPSHOT = "snapshot"
     BLOB = "blob"
+    LEASE = "lease"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,14 @@ class Reclaim:
     def plan(self) -> PrunePlan:
         """Return what nobody needs: images without a name and a clone, layers and blobs of no image, leftovers.
 
-        Nothing is changed.
+        Nothing is changed. What a lease names is needed until the lease is over.
         """
         return self._plan(self._unnamed_images())
 
     def prune(self, plan: PrunePlan) -> PrunePlan:
         """Remove what a plan names and is still not needed, wait for those who work with the store, and return it.
 
-        Bytes that no row names, such as a crash leaves, are deleted too.
+        Bytes that no row names, such as a crash leaves, are deleted too, and leases that are over.
         """
         with self._parts.alone(wait=True):
             still = set(self.plan().items)
@@ -102,18 +104,25 @@ class Reclaim:
     def _plan(self, doomed: Collection[Image]) -> PrunePlan:
         gone = {image.digest for image in doomed}
         kept = [image for image in self._images.every() if image.digest not in gone]
-        chains = {str(chain) for image in kept for chain in image.config.chain_ids}
+        held = self._held()
+        layers = {str(chain) for image in kept for chain in image.config.chain_ids}
         blobs = {blob for image in kept for blob in _blobs(image)}
-        unused = sorted(set(self._parts.blobs.digests()) - blobs)
+        unused = sorted(set(self._parts.blobs.digests()) - blobs - held.blobs)
         return PrunePlan(
             (
+                *(Item(ItemKind.LEASE, lease, 0) for lease in self._parts.leases.expired()),
                 *(Item(ItemKind.IMAGE, image.digest, 0) for image in doomed),
-                *(self._snapshot_item(info) for info in self._removable(chains)),
+                *(self._snapshot_item(info) for info in self._removable(layers | held.snapshots)),
                 *(Item(ItemKind.BLOB, digest, self._parts.blobs.size(digest)) for digest in unused),
             )
         )
 
+    def _held(self) -> Held:
+        with self._parts.database.read() as connection:
+            return self._parts.leases.held(connection)
+
     def _remove(self, plan: PrunePlan) -> PrunePlan:
+        self._parts.leases.drop_expired()
         by_kind = {kind: [item.name for item in plan.items if item.kind is kind] for kind in ItemKind}
         if by_kind[ItemKind.IMAGE]:
             with self._parts.database.write() as connection:
@@ -129,11 +138,11 @@ class Reclaim:
 
     def _unnamed_images(self) -> list[Image]:
         with self._parts.database.read() as connection:
-            used = {row.image for row in clones.every(connection)}
+            used = {row.image for row in clones.every(connection)} | self._parts.leases.held(connection).images
         return [image for image in self._images.every() if not image.names and image.digest not in used]
 
-    def _removable(self, chains: set[str]) -> list[Info]:
-        """Return the snapshots that are nobody's, the uppermost first.
+    def _removable(self, needed: set[str]) -> list[Info]:
+        """Return the snapshots that are nobody's, the uppermost first; ``needed`` are those of images and leases.
 
         A layer that no image names still goes only when nothing stands on it, and so on downwards.
         """
@@ -142,20 +151,22 @@ class Reclaim:
             owned = {PREFIX + row.name for row in clones.every(connection)}
         children = Counter(info.parent for info in infos)
         by_name = {info.name: info for info in infos}
-        waiting = [info for info in infos if not children[info.name] and self._is_unneeded(info, chains, owned)]
+        waiting = [info for info in infos if not children[info.name] and self._is_unneeded(info, needed, owned)]
         removable: list[Info] = []
         while waiting:
             info = waiting.pop()
             removable.append(info)
             children[info.parent] -= 1
             parent = by_name.get(info.parent)
-            if parent and not children[info.parent] and self._is_unneeded(parent, chains, owned):
+            if parent and not children[info.parent] and self._is_unneeded(parent, needed, owned):
                 waiting.append(parent)
         return removable
 
-    def _is_unneeded(self, info: Info, chains: set[str], owned: set[str]) -> bool:
+    def _is_unneeded(self, info: Info, needed: set[str], owned: set[str]) -> bool:
+        if info.name in needed:
+            return False
         if LAYER_LABEL in info.labels:
-            return info.name not in chains
+            return True
         if info.name.startswith(PREFIX):
             return info.name.partition("@")[0] not in owned
         if info.name.startswith(UNPACKING):

@@ -16,6 +16,7 @@ from layerfs import locks
 from layerfs.contract import Kind, Snapshot, SnapshotId, Usage
 from layerfs.errors import LayerfsError
 from layerfs.holdings import Holdings
+from layerfs.kernel.clock import boot_id
 from layerfs.metadata import settings, snapshots
 from layerfs.metadata.database import Database
 from layerfs.metadata.snapshots import Row, State
@@ -41,7 +42,7 @@ class Recovery:
 
     def run(self) -> None:
         """Finish or undo what is unfinished and nobody's; after another boot also see which bytes and rows are left."""
-        boot = _boot_id()
+        boot = boot_id()
         with self._database.read() as connection:
             same_boot = settings.get(connection, "boot") == boot
             abandoned = self._abandoned(snapshots.unfinished(connection))
@@ -182,7 +183,3 @@ def _or_later() -> Iterator[None]:
         yield
     except LayerfsError as error:
         _log.warning("left for recovery: %s", error)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

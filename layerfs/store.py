@@ -25,9 +25,12 @@ from layerfs.parts import Parts
 from layerfs.snapshotter import Snapshotter
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from layerfs.check import Problem
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
+    from layerfs.leases import Lease
     from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
     from layerfs.registry.options import Options as RegistryOptions
 
@@ -93,6 +96,7 @@ class Store(Closing):
         unpack: bool = True,
         limits: Limits | None = None,
         jobs: int | None = None,
+        lease: Lease | None = None,
         listener: Listener = ignore,
     ) -> tuple[Image, ...]:
         """Import the images of an OCI layout (directory or tar) or a docker-archive.
@@ -102,10 +106,12 @@ class Store(Closing):
         unpacked, now; a later `clone` of an image that was not unpacked uses the default ones. ``jobs`` layers are
         unpacked at a time where the driver allows it, by default as many as the processors can do with; then several
         threads call the listener. Raise `Corrupt`, `Unsupported`, `NoSpace`, `LimitExceeded`; nothing of an image that
-        fails is kept.
+        fails is kept, unless a ``lease`` keeps what came of it: the same call goes on from there.
         """
         try:
-            return self._images.import_from(Path(source), Intake(names, platform, unpack, limits, jobs, listener))
+            return self._images.import_from(
+                Path(source), Intake(names, platform, unpack, limits, jobs, lease, listener)
+            )
         except BaseException:
             self._reclaim.collect()
             raise
@@ -120,6 +126,7 @@ class Store(Closing):
         limits: Limits | None = None,
         jobs: int | None = None,
         options: RegistryOptions | None = None,
+        lease: Lease | None = None,
         listener: Listener = ignore,
     ) -> Image:
         """Bring an image from its registry, under its name or under ``names``; the rest is as for `import_image`.
@@ -130,7 +137,7 @@ class Store(Closing):
         from layerfs.registry.options import Options  # noqa: PLC0415  20 ms that those who never pull need not pay
 
         try:
-            how = Intake(names, platform, unpack, limits, jobs, listener)
+            how = Intake(names, platform, unpack, limits, jobs, lease, listener)
             return self._images.pull(Reference.parse(name), options or Options(), how)
         except BaseException:
             self._reclaim.collect()
@@ -217,6 +224,20 @@ class Store(Closing):
         with self._parts.working(), self._parts.tree(lower) as old, self._parts.tree(upper) as new:
             candidates = self._parts.candidates(lower, upper)
             yield from changes(old, new, verify_content=verify_content, candidates=candidates)
+
+    # Leases
+
+    def lease(self, ttl: timedelta, name: str | None = None) -> Lease:
+        """Make a lease: what it names is not pruned until it is removed or ``ttl`` is over (see `layerfs.leases`)."""
+        return self._parts.leases.create(ttl, name)
+
+    def get_lease(self, name: str) -> Lease:
+        """Return the lease of an id, or of a unique start of one; raise `NotFound`."""
+        return self._parts.leases.get(name)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """Return all leases, the oldest first."""
+        return self._parts.leases.every()
 
     # Housekeeping
 

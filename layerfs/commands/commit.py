@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from layerfs.commands.frame.describe import image_document
+from layerfs.commands.frame.leasing import chosen, lease_option
 from layerfs.commands.frame.names import clone_argument, new_name_argument
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.session import Session
@@ -25,8 +26,16 @@ from layerfs.layer.compression import Compression
     help="How to compress the new layer.",
 )
 @click.option("--level", type=int, metavar="N", help="How hard to compress; higher is smaller and slower.")
+@lease_option()
 def command(
-    session: Session, name: str, image: str | None, message: str, author: str, compression: str, level: int | None
+    session: Session,
+    name: str,
+    image: str | None,
+    message: str,
+    author: str,
+    compression: str,
+    level: int | None,
+    lease: str | None,
 ) -> None:
     """Make an image of a clone: what it changed becomes a new layer.
 
@@ -40,6 +49,7 @@ def command(
             author=author,
             compression=Compression(compression),
             level=level,
+            lease=chosen(store, lease),
             listener=listener,
         )
     session.show(image_document(made), str(made.digest))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from layerfs.commands.frame.describe import UNTAGGED, image_document
+from layerfs.commands.frame.leasing import chosen, lease_option
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.units import parse_size, short
@@ -60,12 +61,14 @@ def _limits(given: Iterable[tuple[str, int]]) -> Limits:
     metavar="NAME=VALUE",
     help=f"Bound what a layer may cost, or raise a bound; may be repeated. The names: {', '.join(_LIMITS)}.",
 )
+@lease_option()
 def command(
     session: Session,
     source: Path,
     names: tuple[str, ...],
     platform: str | None,
     limits: tuple[tuple[str, int], ...],
+    lease: str | None,
     *,
     unpack: bool,
 ) -> None:
@@ -77,7 +80,13 @@ def command(
     wanted = Platform.parse(platform) if platform else None
     with session.opened(create=True) as store, progress(session) as listener:
         images = store.import_image(
-            source, names=names, platform=wanted, unpack=unpack, limits=_limits(limits), listener=listener
+            source,
+            names=names,
+            platform=wanted,
+            unpack=unpack,
+            limits=_limits(limits),
+            lease=chosen(store, lease),
+            listener=listener,
         )
     lines = [f"{short(image.digest)} {' '.join(image.names) or UNTAGGED}" for image in images]
     session.show({"images": [image_document(image) for image in images]}, "\n".join(lines))

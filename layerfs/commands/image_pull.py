@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from layerfs.commands.frame.describe import image_document
+from layerfs.commands.frame.leasing import chosen, lease_option
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.registry import plain_option, registry_options
 from layerfs.commands.frame.session import Session
@@ -29,12 +30,14 @@ from layerfs.image.platform import Platform
 )
 @click.option("--mirror", "mirrors", metavar="HOST", multiple=True, help="Ask this host first; may be repeated.")
 @plain_option()
+@lease_option()
 def command(
     session: Session,
     image: str,
     names: tuple[str, ...],
     platform: str | None,
     mirrors: tuple[str, ...],
+    lease: str | None,
     *,
     unpack: bool,
     plain_http: bool,
@@ -48,6 +51,12 @@ def command(
     options = registry_options(image, plain_http=plain_http, mirrors=mirrors)
     with session.opened(create=True) as store, progress(session) as listener:
         pulled = store.pull_image(
-            image, names=names, platform=wanted, unpack=unpack, options=options, listener=listener
+            image,
+            names=names,
+            platform=wanted,
+            unpack=unpack,
+            options=options,
+            lease=chosen(store, lease),
+            listener=listener,
         )
     session.show({"images": [image_document(pulled)]}, f"{short(pulled.digest)} {' '.join(pulled.names)}")

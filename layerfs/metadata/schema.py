@@ -106,11 +106,15 @@ CREATE TABLE quotas (
     inodes   INTEGER
 ) STRICT;
 
--- A lease keeps what it names from being pruned until it expires; the kind is that of the name.
+-- A lease keeps what it names from being pruned until it expires; the kind is that of the name, which may be of
+-- something that is still to come. During the boot of this id (random(4)) it ends "deadline" nanoseconds after that
+-- boot, whatever is done to the clock; after another boot it ends at "expires".
 CREATE TABLE leases (
-    id      TEXT PRIMARY KEY,
-    created INTEGER NOT NULL,
-    expires INTEGER NOT NULL
+    id       TEXT PRIMARY KEY CHECK (id <> ''),
+    created  INTEGER NOT NULL,
+    expires  INTEGER NOT NULL,
+    boot     TEXT NOT NULL,
+    deadline INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE leased (
     lease TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from click.core import ParameterSource
 
 from layerfs.commands.frame.failure import INTERRUPTED, PARTLY_DONE
 from layerfs.commands.frame.session import Session
+from layerfs.commands.frame.units import parse_time
 from layerfs.commands.frame.verb import verb
 from layerfs.errors import Unsupported
 
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
     from layerfs_bench.results import Results
     from layerfs_bench.setup import Wishes
 
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 _SAVE_EVERY = 5.0
 """Seconds between two writings of the result so far."""
 _PROFILES = ("quick", "standard", "paper", "ci")
 
 
 def _duration(text: str) -> float:
-    """Read "90", "90s", "5m" or "1.5h" as the type of an option, in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not found or not float(found[1]):
-        raise click.BadParameter(f"{text!r} is no time: give 90s, 5m or 1.5h.")
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    """Read a time as the type of an option, in seconds."""
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 @verb(

@@ -8,6 +8,8 @@ from datetime import datetime
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _STEP = 1024
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _THREE_FIGURES = 99.95
 """From here on a size is shown without a decimal."""
 
@@ -32,6 +34,14 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is no size: write a number with K, M, G or T behind it, such as 10G")
     power = " KMGTPE".index(match[2].upper()) if match[2] else 0
     return int(float(match[1]) * _STEP**power)
+
+
+def parse_time(text: str) -> float:
+    """Read "90", "90s", "5m", "1.5h" or "7d" as seconds. Raise ``ValueError`` otherwise, and for no time at all."""
+    found = _TIME.fullmatch(text.strip())
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is no time: give 90s, 5m, 1.5h or 7d")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def moment(time: datetime) -> str:

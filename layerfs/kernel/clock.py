@@ -1,0 +1,16 @@
+"""Time that nobody can set: which boot this is, and how long ago it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+
+def boot_id() -> str:
+    """Return what the kernel made up when it started (random(4)): another boot has another one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def uptime() -> int:
+    """Return nanoseconds since the boot, those of a suspended machine too (clock_gettime(2), CLOCK_BOOTTIME)."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
