@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from layerfs.contract import LayerRoot, Mount, VolatileMounts, Whiteouts
+from layerfs.contract import NO_QUOTA, LayerRoot, Mount, Quota, Usage, VolatileMounts, Whiteouts
 from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from layerfs.events import Listener, ignore
 from layerfs.image import media_types
@@ -57,19 +57,19 @@ class Clones:
         self.images = images
         self.clock = clock
 
-    def make(self, image: Image, name: str | None = None) -> Clone:
+    def make(self, image: Image, name: str | None = None, quota: Quota = NO_QUOTA) -> Clone:
         """Clone an image, unpacking it first where that has not been done; a name is made up if none is given."""
         with self.parts.working():
             self.images.unpack(image)
-            return self.prepare(name or made_up(image.name), image.digest, image.top)
+            return self.prepare(name or made_up(image.name), image.digest, image.top, quota)
 
-    def prepare(self, name: str, image: str, parent: str) -> Clone:
+    def prepare(self, name: str, image: str, parent: str, quota: Quota = NO_QUOTA) -> Clone:
         """Make a clone on any committed snapshot."""
         check_label(name, "a clone's name")
         row = CloneRow(name, image, self.clock())
         try:
             self.parts.snapshotter.prepare(
-                PREFIX + name, parent, within=lambda connection: clones.insert(connection, row)
+                PREFIX + name, parent, quota=quota, within=lambda connection: clones.insert(connection, row)
             )
         except AlreadyExists as error:
             raise AlreadyExists(
@@ -227,11 +227,29 @@ class Clone:
             self._parts.snapshotter.reset(self.key, parent if label is None else f"{self.key}@{label}")
 
     def fork(self, name: str | None = None) -> Clone:
-        """Make another clone that starts with the present state of this one; both go on apart."""
+        """Make another clone that starts with the present state and the quota of this one; both go on apart."""
         name = name or made_up(self.name)
         check_label(name, "a clone's name")
         label = self.snapshot(f"fork-{name}")
-        return self._clones.prepare(name, self.image, f"{self.key}@{label}")
+        return self._clones.prepare(name, self.image, f"{self.key}@{label}", self.quota)
+
+    # Its quota
+
+    @property
+    def quota(self) -> Quota:
+        """Return what may be written to it: since its image, or since the last snapshot of it."""
+        return self._parts.snapshotter.quotas.get(self.key)
+
+    def quota_usage(self) -> Usage:
+        """Return what counts against its quota now; raise `Unsupported` where the driver has none."""
+        return self._parts.snapshotter.quotas.usage(self.key)
+
+    def set_quota(self, quota: Quota) -> None:
+        """Limit what may be written to it, mounted or not; snapshots, rollbacks and forks keep the quota.
+
+        Raise `Unsupported` with a hint where that cannot be limited here, `Busy` where it cannot be now.
+        """
+        self._parts.snapshotter.quotas.set(self.key, quota)
 
     # Changes
 

@@ -27,15 +27,37 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What an active snapshot may take without its parents: ``size`` in bytes, ``inodes``; None is no limit."""
+
+    size: int | None = None
+    inodes: int | None = None
+
+    def __bool__(self) -> bool:
+        """Tell whether there is a limit at all."""
+        return self.size is not None or self.inodes is not None
+
+    def __str__(self) -> str:
+        """Say it in words: "1048576 bytes and 100 inodes"."""
+        limits = ((self.size, "bytes"), (self.inodes, "inodes"))
+        return " and ".join(f"{limit} {unit}" for limit, unit in limits if limit is not None) or "none"
+
+
+NO_QUOTA = Quota()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a driver is told of a snapshot.
 
-    ``parents`` holds the ids below it, the nearest first, down to the one without a parent.
+    ``parents`` holds the ids below it, the nearest first, down to the one without a parent. ``quota`` has limits only
+    for an active snapshot of a driver with `Quotas`.
     """
 
     id: SnapshotId
     kind: Kind
     parents: tuple[SnapshotId, ...] = ()
+    quota: Quota = NO_QUOTA
 
     @property
     def parent(self) -> SnapshotId | None:
@@ -259,6 +281,27 @@ class Detachable(Protocol):
 
         Raise `Busy` while a snapshot is mounted.
         """
+        ...
+
+
+@runtime_checkable
+class Quotas(Protocol):
+    """Optional power: keep an active snapshot within `Snapshot.quota`, which `Driver.create` obeys too.
+
+    What would go beyond it fails inside with EDQUOT or ENOSPC. Limits hold to one block of the file system.
+    """
+
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Hold an active snapshot to its quota from now on; doing it twice is no error (recovery may).
+
+        What is beyond a new limit stays, and nothing can be added. No quota at all lifts every limit, and is no error
+        where there never was one. Raise `Unsupported` with a hint for what cannot be limited here, and `Busy` where it
+        cannot be as long as the snapshot is mounted.
+        """
+        ...
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return what counts against its quota now; 0 for what is not limited here."""
         ...
 
 

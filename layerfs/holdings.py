@@ -10,8 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerfs import locks
-from layerfs.contract import Checkable, CommitsTogether, Damage, Driver, Mount, Snapshot, SnapshotId, Usage
-from layerfs.errors import LayerfsError, os_error
+from layerfs.contract import (
+    Checkable,
+    CommitsTogether,
+    Damage,
+    Driver,
+    Mount,
+    Quotas,
+    Snapshot,
+    SnapshotId,
+    Usage,
+)
+from layerfs.errors import LayerfsError, NoSpace, os_error
 
 _GONE = "remove what stands on it, then import the image again: `layerfs rm`, `layerfs image rm`"
 
@@ -28,7 +38,7 @@ class Holdings:
 
     def create(self, snapshot: Snapshot, name: str) -> None:
         """Make the bytes of a snapshot; ``name`` is what errors call it."""
-        with self._driving(f"create {name}"):
+        with _within_quota(snapshot, name), self._driving(f"create {name}"):
             self.driver.create(snapshot)
 
     def create_first(self, snapshot: Snapshot, name: str) -> None:
@@ -57,7 +67,8 @@ class Holdings:
 
     def freeze(self, snapshot: Snapshot) -> Usage:
         """Commit the bytes of a snapshot, and return what they take."""
-        with self._driving(f"commit snapshot {snapshot.id}"):
+        name = f"snapshot {snapshot.id}"
+        with _within_quota(snapshot, name), self._driving(f"commit {name}"):
             usage = self.driver.usage(snapshot)
             self.driver.commit(snapshot)
             return usage
@@ -70,6 +81,19 @@ class Holdings:
             else:
                 for snapshot in snapshots:
                     self.driver.commit(snapshot)
+
+    def set_quota(self, snapshot: Snapshot, name: str) -> None:
+        """Hold a snapshot to its quota; a driver without quotas has none to lift."""
+        if isinstance(self.driver, Quotas):
+            with self._driving(f"set the quota of {name}"):
+                self.driver.set_quota(snapshot)
+
+    def quota_usage(self, snapshot: Snapshot, name: str) -> Usage:
+        """Return what counts against the quota of a snapshot."""
+        if not isinstance(self.driver, Quotas):
+            return Usage()
+        with self._driving(f"read what counts against the quota of {name}"):
+            return self.driver.quota_usage(snapshot)
 
     def remove(self, snapshot_id: SnapshotId) -> None:
         """Delete the bytes of a snapshot; what is gone already is no error."""
@@ -100,3 +124,17 @@ class Holdings:
             yield
         except OSError as error:
             raise os_error(f"{what} (driver {self.driver.name})", error) from error
+
+
+@contextmanager
+def _within_quota(snapshot: Snapshot, name: str) -> Iterator[None]:
+    """Say of a snapshot with a quota what the quota is when there is no space."""
+    try:
+        yield
+    except NoSpace as error:
+        if not snapshot.quota:
+            raise
+        raise NoSpace(
+            f"{error.message}; the quota of {name} is {snapshot.quota}",
+            hint="`layerfs quota` shows what counts against it, and raises it",
+        ) from error

@@ -17,9 +17,10 @@ from layerfs.contract import Kind, Snapshot, SnapshotId, Usage
 from layerfs.errors import LayerfsError
 from layerfs.holdings import Holdings
 from layerfs.kernel.clock import boot_id
-from layerfs.metadata import settings, snapshots
+from layerfs.metadata import quotas, settings, snapshots
 from layerfs.metadata.database import Database
 from layerfs.metadata.snapshots import Row, State
+from layerfs.quotas import QuotaKeeper
 
 SUCCESSOR = "\x00next"
 """Follows the key of a snapshot that is to take the place of the one that has the key now."""
@@ -31,10 +32,17 @@ class Recovery:
     """Undo and finish the steps of the snapshotter; ``clock`` gives nanoseconds since 1970."""
 
     def __init__(
-        self, database: Database, holdings: Holdings, lock_file: Path, owner: locks.Owner, clock: Callable[[], int]
+        self,
+        database: Database,
+        holdings: Holdings,
+        keeper: QuotaKeeper,
+        lock_file: Path,
+        owner: locks.Owner,
+        clock: Callable[[], int],
     ) -> None:
         self._database = database
         self._holdings = holdings
+        self._keeper = keeper
         self._lock_file = lock_file
         self._owner = owner
         self._clock = clock
@@ -45,8 +53,8 @@ class Recovery:
         boot = boot_id()
         with self._database.read() as connection:
             same_boot = settings.get(connection, "boot") == boot
-            abandoned = self._abandoned(snapshots.unfinished(connection))
-        if same_boot and not abandoned:
+            unfinished = self._abandoned(snapshots.unfinished(connection)) or quotas.pending(connection)
+        if same_boot and not unfinished:
             return
         with locks.locked(self._lock_file, locks.named("recovery"), exclusive=True, what="the recovery of the store"):
             # One by one: finishing the commit of one finishes the creation of the one that follows it.
@@ -55,7 +63,9 @@ class Recovery:
             if not same_boot:
                 self._recover_boot()
                 with self._database.write() as connection:
+                    quotas.doubt(connection)
                     settings.put(connection, "boot", boot)
+            self._keeper.recover()
 
     def undo_creation(self, snapshot_id: SnapshotId) -> None:
         """Undo what was not finished."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
-from layerfs.contract import Driver, Kind, SnapshotId
+from layerfs.contract import Driver, Kind, Quota, Quotas, SnapshotId
 from layerfs.errors import AlreadyExists, Busy, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from layerfs.metadata import snapshots
 from layerfs.metadata.snapshots import Row, State
@@ -96,3 +96,20 @@ def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
                 f"the label {key[:64]!r} has {size} bytes", hint=f"key and value may have {LABEL_LIMIT} together"
             )
     return labels
+
+
+def check_quota(driver: Driver, quota: Quota) -> None:
+    """Raise `InvalidArgument` for a quota that can never be, `Unsupported` for one that the driver cannot hold."""
+    for limit in (quota.size, quota.inodes):
+        if limit is not None and not 0 < limit < 1 << 63:
+            raise InvalidArgument(f"{limit} is no limit of a quota", hint="give one of 1 at the least, or none")
+    if quota:
+        check_quotas(driver)
+
+
+def check_quotas(driver: Driver) -> None:
+    """Raise `Unsupported` for a driver without quotas."""
+    if not isinstance(driver, Quotas):
+        raise Unsupported(
+            f"the driver {driver.name} has no quotas", hint="fuse has, and btrfs; see docs/how-to/quotas.md"
+        )

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs import locks, rules
-from layerfs.contract import Damage, Driver, Info, Kind, Mount, Snapshot, SnapshotId, Usage
+from layerfs.contract import NO_QUOTA, Damage, Driver, Info, Kind, Mount, Quota, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, NoSpace, Unsupported
 from layerfs.holdings import Holdings
 from layerfs.kernel import mounting
-from layerfs.metadata import snapshots
+from layerfs.metadata import quotas, snapshots
 from layerfs.metadata.database import Database
 from layerfs.metadata.snapshots import Row, State
+from layerfs.quotas import QuotaKeeper
 from layerfs.recovery import SUCCESSOR, Recovery
 
 Within = Callable[[sqlite3.Connection], None]
@@ -56,7 +57,8 @@ class Snapshotter:
         self._database = database
         self._clock = clock
         self._owner = locks.Owner(lock_file)
-        self._recovery = Recovery(database, self.holdings, lock_file, self._owner, clock)
+        self.quotas = QuotaKeeper(database, self.holdings, lock_file)
+        self._recovery = Recovery(database, self.holdings, self.quotas, lock_file, self._owner, clock)
         self.recover()
 
     @property
@@ -74,15 +76,22 @@ class Snapshotter:
         return self._owner.is_alive(owner)
 
     def prepare(
-        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None, within: Within | None = None
+        self,
+        key: str,
+        parent: str = "",
+        *,
+        labels: Mapping[str, str] | None = None,
+        quota: Quota = NO_QUOTA,
+        within: Within | None = None,
     ) -> tuple[Mount, ...]:
         """Make an active (writable) snapshot ``key`` on top of ``parent`` and return its mounts.
 
         ``within`` is called in the transaction that makes the snapshot visible: both take place, or neither.
         Raise `AlreadyExists` for a key in use, `NotFound` for a missing parent, `InvalidArgument` for one that is not
-        committed, `Unsupported` where the chain would be longer than the driver can mount.
+        committed, `Unsupported` where the chain would be longer than the driver can mount or a quota cannot be held.
         """
-        return self._make(Kind.ACTIVE, key, parent, labels, within)
+        rules.check_quota(self.driver, quota)
+        return self._make(Kind.ACTIVE, key, parent, labels, within, quota)
 
     def view(self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Make a read-only snapshot ``key`` of ``parent`` and return its mounts; errors as for `prepare`."""
@@ -161,7 +170,7 @@ class Snapshotter:
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             snapshot = self._intend_commit(connection, row, name, {})
-            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, row.id)
+            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, row.id, snapshot.quota)
         try:
             self.holdings.create(following, repr(key))
             usage = self.holdings.freeze(snapshot)
@@ -181,7 +190,7 @@ class Snapshotter:
         with self._database.write(durable=False) as connection:
             row = rules.committable(connection, key)
             base = rules.parent(connection, parent)
-            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, base)
+            following = self._reserve(connection, Kind.ACTIVE, key + SUCCESSOR, base, quotas.get(connection, row.id))
             labels = snapshots.labels(connection, row.id)
         try:
             self.holdings.create(following, repr(key))
@@ -315,14 +324,20 @@ class Snapshotter:
         self._owner.close()
 
     def _make(
-        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None, within: Within | None
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str] | None,
+        within: Within | None,
+        quota: Quota = NO_QUOTA,
     ) -> tuple[Mount, ...]:
         labels = rules.checked_labels(labels or {})
         rules.check_name(key)
         if self.driver.traits.light:
-            return self._make_at_once(kind, key, parent, labels, within)
+            return self._make_at_once(kind, key, parent, labels, within, quota)
         with self._database.write(durable=False) as connection:
-            snapshot = self._reserve(connection, kind, key, rules.parent(connection, parent))
+            snapshot = self._reserve(connection, kind, key, rules.parent(connection, parent), quota)
             snapshots.add_labels(connection, snapshot.id, labels)
         try:
             self.holdings.create(snapshot, repr(key))
@@ -337,7 +352,7 @@ class Snapshotter:
         return mounts
 
     def _make_at_once(
-        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str], within: Within | None
+        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str], within: Within | None, quota: Quota
     ) -> tuple[Mount, ...]:
         """Make a snapshot and its bytes in one transaction, which spares the second where bytes take no time.
 
@@ -346,7 +361,7 @@ class Snapshotter:
         made: Snapshot | None = None
         try:
             with self._database.write() as connection:
-                made = self._reserve(connection, kind, key, rules.parent(connection, parent), State.READY)
+                made = self._reserve(connection, kind, key, rules.parent(connection, parent), quota, State.READY)
                 snapshots.add_labels(connection, made.id, labels)
                 self.holdings.create_first(made, repr(key))
                 mounts = self.holdings.mounts(made, repr(key))
@@ -377,6 +392,7 @@ class Snapshotter:
         kind: Kind,
         key: str,
         parent: SnapshotId | None,
+        quota: Quota = NO_QUOTA,
         state: State = State.CREATING,
     ) -> Snapshot:
         rules.check_free(connection, key)
@@ -388,7 +404,9 @@ class Snapshotter:
                 hint="commit the clone to an image of fewer layers, or use a driver without this limit (btrfs, copy)",
             )
         new = snapshots.insert(connection, key, kind, parent, state=state, owner=self._owner.token, now=self._clock())
-        return Snapshot(new, kind, parents)
+        if quota:
+            quotas.put(connection, new, quota, applied=True)  # by `Driver.create`
+        return Snapshot(new, kind, parents, quota)
 
     def _intend_commit(
         self, connection: sqlite3.Connection, row: Row, name: str, labels: Mapping[str, str]

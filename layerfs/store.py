@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from layerfs import volume
 from layerfs.clones import PREFIX, Clone, Clones
-from layerfs.contract import Detachable, Driver
+from layerfs.contract import NO_QUOTA, Detachable, Driver, Quota
 from layerfs.errors import NotFound
 from layerfs.events import Listener, ignore
 from layerfs.image.blobs import BlobStore
@@ -194,9 +194,9 @@ class Store(Closing):
 
     # Clones
 
-    def clone(self, image: str, name: str | None = None) -> Clone:
+    def clone(self, image: str, name: str | None = None, *, quota: Quota = NO_QUOTA) -> Clone:
         """Make a writable root on top of an image; a name is made up if none is given."""
-        return self._clones.make(self._images.get(image), name)
+        return self._clones.make(self._images.get(image), name, quota)
 
     def clones(self) -> tuple[Clone, ...]:
         """Return all clones by name."""

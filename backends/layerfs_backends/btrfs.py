@@ -15,12 +15,14 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from layerfs import locks, tree, trial
 from layerfs.contract import (
+    NO_QUOTA,
     Candidates,
     CopyUnit,
     Driver,
@@ -42,6 +44,7 @@ _SUBVOLUME_INODE = 256
 _FROZEN = ".changes"
 """The directory of the read-only snapshots that live as long as somebody lists what an active one changed."""
 
+_NO_QGROUP = {errno.ENOTCONN, errno.ENOENT}
 _REFUSED = {errno.EPERM, errno.EACCES, errno.EROFS}
 
 
@@ -80,10 +83,15 @@ class BtrfsDriver:
             if not self._library.get_subvolume_read_only(parent):
                 self._fold(parent)
             self._library.create_snapshot(parent, own, read_only=not snapshot.writable)
+            with ExitStack() as undo:
+                undo.callback(self._delete, own)
+                self._limit(snapshot)
+                undo.pop_all()
             return
         self._library.create_subvolume(own)
         with ExitStack() as undo:
             undo.callback(self._delete, own)
+            self._limit(snapshot)
             own.chmod(0o755)  # the mode obeys the umask, a container's root does not
             tree.fsync_dir(own)
             if not snapshot.writable:
@@ -107,6 +115,9 @@ class BtrfsDriver:
                 self._fold(own)
                 self._library.set_subvolume_read_only(own, True)
                 undo.callback(self._thaw, own)
+            if snapshot.quota:  # a btrfs snapshot would inherit the limit
+                undo.callback(self.set_quota, snapshot)
+                self.set_quota(replace(snapshot, quota=NO_QUOTA))
             self._library.sync(own)
             undo.pop_all()
 
@@ -124,6 +135,30 @@ class BtrfsDriver:
             return Usage()
         exclusive = self._exclusive(own)
         return measured if exclusive is None else Usage(exclusive, measured.inodes)
+
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Limit the exclusive bytes of its qgroup (`layerfs.contract.Quotas`): what it shares with others is free.
+
+        So a clone may write as much as its quota says, whatever the size of its image. btrfs cannot limit inodes.
+        """
+        size, inodes = snapshot.quota.size, snapshot.quota.inodes
+        if inodes is not None:
+            raise Unsupported("btrfs cannot limit inodes", hint="limit the size only, or use the fuse driver")
+        number = self._library.subvolume_id(self._path(snapshot.id))
+        try:
+            qgroups.limit(self._root, number, size)  # by its own directory that would need room in it
+        except OSError as error:
+            if error.errno not in _NO_QGROUP:
+                raise
+            if size is not None:
+                raise Unsupported(
+                    f"quotas are off on the btrfs of {self._root}",
+                    hint=f"btrfs quota enable {self._root}, or open the store once with --option quotas=on",
+                ) from error
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return the exclusive bytes of its qgroup."""
+        return Usage(self._exclusive(self._path(snapshot.id)) or 0)
 
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Delete the subvolume, those inside it before, and its qgroup; the space comes back some moments later."""
@@ -206,6 +241,10 @@ class BtrfsDriver:
             self._root / _FROZEN / "lock", place, exclusive=exclusive, what="the list of changes", timeout=timeout
         )
 
+    def _limit(self, snapshot: Snapshot) -> None:
+        if snapshot.quota:
+            self.set_quota(snapshot)
+
     def _nested(self, own: Path) -> list[Path]:
         """List the subvolumes inside one, those deepest down first."""
         try:
@@ -264,9 +303,14 @@ class BtrfsDriver:
 
 
 def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
-    """Open the btrfs driver on ``root``; raise `Unsupported` where that is not on btrfs or the library is missing."""
-    for option in options:
-        raise InvalidArgument(f"the btrfs driver has no option {option!r}", hint="it has none at all")
+    """Open the btrfs driver on ``root``; raise `Unsupported` where that is not on btrfs or the library is missing.
+
+    The option ``quotas=on`` turns quotas on for the whole file system, where counting costs every write something.
+    """
+    for option in options.keys() - {"quotas"}:
+        raise InvalidArgument(f"the btrfs driver has no option {option!r}", hint="it has quotas")
+    if options.get("quotas", "on") != "on":
+        raise InvalidArgument(f"quotas is {options['quotas']!r}", hint="quotas=on, or `btrfs quota disable`")
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     if syscalls.file_system_magic(os.fsencode(existing)) != syscalls.BTRFS_MAGIC:
         raise Unsupported(
@@ -285,6 +329,8 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
                 f"subvolumes do not work in {root}: {error}", hint="run it as root, or as the owner of the directory"
             ) from error
         tried.touch()
+    if "quotas" in options:
+        qgroups.enable(root)
     driver.sweep()
     return driver
 

@@ -49,6 +49,7 @@ BUILTINS = (
     Builtin("rollback", _CLONES, "Bring a clone back to a snapshot or to its image."),
     Builtin("diff", _CLONES, "List what a clone changed, or how two things differ."),
     Builtin("commit", _CLONES, "Make an image of a clone: what it changed becomes a new layer."),
+    Builtin("quota", _CLONES, "Show what may be written to a clone, or change it."),
     Builtin("rm", _CLONES, "Remove clones with everything in them."),
     Builtin("mount", _CLONES, "Mount a clone."),
     Builtin("umount", _CLONES, "Unmount a clone everywhere."),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from layerfs.commands.frame.describe import clone_document
+from layerfs.commands.frame.quota import written
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.units import moment, short
 from layerfs.commands.frame.verb import verb
@@ -25,10 +26,10 @@ def command(session: Session) -> None:
         names = {str(image.digest): image.names[0] for image in store.images() if image.names}
         document = {"clones": [clone_document(clone) for clone in clones]}
         rows = [_row(clone, names) for clone in clones]
-    session.show_table(document, ("NAME", "IMAGE", "CREATED", "SNAPSHOTS", "MOUNTED ON"), rows)
+    session.show_table(document, ("NAME", "IMAGE", "CREATED", "SNAPSHOTS", "QUOTA", "MOUNTED ON"), rows)
 
 
 def _row(clone: Clone, names: Mapping[str, str]) -> tuple[str, ...]:
     image = names.get(clone.image, short(clone.image))
     mounts = " ".join(map(str, clone.mount_points()))
-    return clone.name, image, moment(clone.created), " ".join(clone.snapshots()), mounts
+    return clone.name, image, moment(clone.created), " ".join(clone.snapshots()), written(clone.quota), mounts

@@ -11,6 +11,7 @@ import click
 from layerfs.commands.frame.container import container_options, wanted
 from layerfs.commands.frame.failure import report
 from layerfs.commands.frame.names import complete_either
+from layerfs.commands.frame.quota import chosen, quota_options
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import verb
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, PermissionDenied
@@ -19,6 +20,7 @@ from layerfs.runtime.tool import Runtime, find_runtime
 
 if TYPE_CHECKING:
     from layerfs.clones import Clone
+    from layerfs.contract import Quota
     from layerfs.runtime.container import Container
     from layerfs.store import Store
 
@@ -40,6 +42,7 @@ _NOT_FOUND, _NOT_EXECUTED, _NOT_RUN = 127, 126, 125
 @click.option("--rm", "remove", is_flag=True, help="Remove the clone at the end.")
 @click.option("--name", metavar="NAME", help="The name of the clone that is made.")
 @click.option("--runtime", metavar="PROGRAM", envvar="LAYERFS_RUNTIME", help="runc, crun, or another by its path.")
+@quota_options
 @container_options()
 def command(
     session: Session,
@@ -49,6 +52,8 @@ def command(
     remove: bool,
     name: str | None,
     runtime: str | None,
+    size: int | None,
+    inodes: int | None,
     **given: Any,  # noqa: ANN401  click's
 ) -> int:
     """Run a container of an image or a clone.
@@ -64,7 +69,7 @@ def command(
     container = wanted(words[1:] if words[:1] == ("--",) else words, given, terminal=_terminal(given["tty"]))
     with session.opened() as store:
         tool = find_runtime(runtime)
-        clone, made = _clone(store, what, name)
+        clone, made = _clone(store, what, name, chosen(size, inodes))
         try:
             return _run(session, store, clone, container, tool)
         finally:
@@ -82,13 +87,15 @@ def _terminal(asked: bool | None) -> bool:  # noqa: FBT001  click's third value
     return here if asked is None else asked
 
 
-def _clone(store: Store, what: str, name: str | None) -> tuple[Clone, bool]:
+def _clone(store: Store, what: str, name: str | None, quota: Quota) -> tuple[Clone, bool]:
     """Return the clone of this name, or a new one of the image of this name, and whether it was made."""
     there = next((clone for clone in store.clones() if clone.name == what), None) if name is None else None
     if there is not None:
+        if quota:
+            raise InvalidArgument(f"{what} is a clone already", hint=f"`layerfs quota {what}` changes its quota")
         return there, False
     try:
-        return store.clone(what, name), True
+        return store.clone(what, name, quota=quota), True
     except NotFound as error:
         raise NotFound(
             f"there is neither a clone nor an image {what!r}", hint="`layerfs ls` and `layerfs image ls` list them"

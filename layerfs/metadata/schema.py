@@ -99,12 +99,15 @@ CREATE TABLE seals (
     checked  INTEGER
 ) STRICT;
 
--- What an active snapshot may take without its parents, in bytes and in inodes; null is no limit.
+-- What an active snapshot may take without its parents, in bytes and in inodes; null is no limit. "applied" is 0 until
+-- the driver has done it: whoever opens the store after a crash tells the driver again.
 CREATE TABLE quotas (
     snapshot INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
     size     INTEGER,
-    inodes   INTEGER
+    inodes   INTEGER,
+    applied  INTEGER NOT NULL CHECK (applied IN (0, 1))
 ) STRICT;
+CREATE INDEX quotas_pending ON quotas (applied) WHERE applied = 0;
 
 -- A lease keeps what it names from being pruned until it expires; the kind is that of the name, which may be of
 -- something that is still to come. During the boot of this id (random(4)) it ends "deadline" nanoseconds after that

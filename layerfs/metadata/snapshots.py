@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from layerfs.contract import Info, Kind, Snapshot, SnapshotId, Usage
+from layerfs.contract import NO_QUOTA, Info, Kind, Snapshot, SnapshotId, Usage
+from layerfs.metadata import quotas
 
 
 class State(StrEnum):
@@ -115,7 +116,8 @@ def ancestor_names(connection: sqlite3.Connection, name: str) -> list[str]:
 
 def snapshot(connection: sqlite3.Connection, row: Row) -> Snapshot:
     """Return what the driver is told of a row."""
-    return Snapshot(row.id, row.kind, ancestors(connection, row.parent))
+    quota = quotas.get(connection, row.id) if row.kind is Kind.ACTIVE else NO_QUOTA
+    return Snapshot(row.id, row.kind, ancestors(connection, row.parent), quota)
 
 
 def insert(
@@ -175,6 +177,7 @@ def set_committed(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage
     if usage is not None:
         set_usage(connection, snapshot_id, usage)
     set_labels(connection, snapshot_id, row.target_labels)
+    quotas.delete(connection, snapshot_id)
     set_ready(connection, snapshot_id)
 
 
@@ -207,6 +210,7 @@ def set_committed_as(
     """
     connection.execute(query, (name, usage.size, usage.inodes, now, now, snapshot_id))
     set_labels(connection, snapshot_id, labels)
+    quotas.delete(connection, snapshot_id)
 
 
 def set_usage(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Usage) -> None:

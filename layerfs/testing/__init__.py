@@ -9,6 +9,8 @@ suit it::
     class TestMyDriver(DriverContract):
         factory = staticmethod(open_driver)
 
+One with quotas (`layerfs.contract.Quotas`) also subclasses `QuotaContract` where they hold.
+
 Call ``pytest.register_assert_rewrite("layerfs.testing")`` in ``conftest.py`` to see the values in a failed assertion.
 """
 
@@ -17,10 +19,11 @@ from __future__ import annotations
 from layerfs.testing.driver_rules import DriverRules
 from layerfs.testing.file_rules import FileRules
 from layerfs.testing.history_rules import HistoryRules
+from layerfs.testing.quota_rules import QuotaContract, QuotaRefusalRules
 from layerfs.testing.snapshotter_rules import SnapshotterRules
 
-__all__ = ["DriverContract"]
+__all__ = ["DriverContract", "QuotaContract"]
 
 
-class DriverContract(DriverRules, SnapshotterRules, FileRules, HistoryRules):
+class DriverContract(DriverRules, SnapshotterRules, FileRules, HistoryRules, QuotaRefusalRules):
     """The whole contract of a driver; subclass it, and set ``factory`` (and ``options``, if it needs some)."""

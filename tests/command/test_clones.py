@@ -56,7 +56,7 @@ def test_a_name_that_cannot_be(stocked: Command, name: str) -> None:
 
 def test_ls(stocked: Command) -> None:
     headings, row = stocked("ls").splitlines()
-    assert headings.split() == ["NAME", "IMAGE", "CREATED", "SNAPSHOTS", "MOUNTED", "ON"]
+    assert headings.split() == ["NAME", "IMAGE", "CREATED", "SNAPSHOTS", "QUOTA", "MOUNTED", "ON"]
     assert row.split()[:2] == ["web", "test:1"]
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d", row)
 

@@ -9,6 +9,7 @@ from layerfs.commands.frame.session import Json
 
 if TYPE_CHECKING:
     from layerfs.clones import Clone
+    from layerfs.contract import Quota
     from layerfs.images import Image
     from layerfs.layer.changes import Change
 
@@ -24,7 +25,13 @@ def clone_document(clone: Clone) -> dict[str, Json]:
         "created": clone.created.isoformat(),
         "snapshots": list(clone.snapshots()),
         "mounts": [str(path) for path in clone.mount_points()],
+        **quota_document(clone.quota),
     }
+
+
+def quota_document(quota: Quota) -> dict[str, Json]:
+    """Describe a quota: bytes and inodes, null where there is no limit."""
+    return {"quota": {"size": quota.size, "inodes": quota.inodes}}
 
 
 def image_document(image: Image) -> dict[str, Json]:

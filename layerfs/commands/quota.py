@@ -1,0 +1,63 @@
+"""`layerfs quota`: what may be written to a clone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from layerfs.commands.frame.describe import quota_document
+from layerfs.commands.frame.names import clone_argument
+from layerfs.commands.frame.quota import chosen, quota_options
+from layerfs.commands.frame.session import Json, Session
+from layerfs.commands.frame.text import pairs
+from layerfs.commands.frame.units import size as shown
+from layerfs.commands.frame.verb import verb
+
+if TYPE_CHECKING:
+    from layerfs.clones import Clone
+
+
+@verb(
+    "quota",
+    examples=["layerfs quota web", "layerfs quota web --size 2G", "layerfs quota web --none"],
+)
+@clone_argument()
+@quota_options
+@click.option("--none", "lift", is_flag=True, help="Lift every limit.")
+def command(session: Session, name: str, *, size: int | None, inodes: int | None, lift: bool) -> None:
+    """Show what may be written to a clone, or change it.
+
+    The limit that is not given stays as it is. What counts is what the clone has beyond its image, or beyond its last
+    snapshot. It may be changed while the clone is mounted.
+    """
+    if lift and (size or inodes):
+        raise click.UsageError("--none lifts every limit: leave out --size and --inodes.")
+    with session.opened() as store:
+        clone = store.get_clone(name)
+        if lift or size or inodes:
+            before = chosen(None, None) if lift else clone.quota
+            clone.set_quota(chosen(size or before.size, inodes or before.inodes))
+        document = _document(clone)
+        session.show(document, _text(clone))
+
+
+def _document(clone: Clone) -> dict[str, Json]:
+    document: dict[str, Json] = {"name": clone.name, **quota_document(clone.quota)}
+    if clone.quota:
+        used = clone.quota_usage()
+        document["used"] = {"size": used.size, "inodes": used.inodes}
+    return document
+
+
+def _text(clone: Clone) -> str:
+    quota = clone.quota
+    if not quota:
+        return f"{clone.name} has no quota"
+    used = clone.quota_usage()
+    rows: list[tuple[str, str]] = []
+    if quota.size is not None:
+        rows.append(("size", f"{shown(used.size)} of {shown(quota.size)}"))
+    if quota.inodes is not None:
+        rows.append(("inodes", f"{used.inodes} of {quota.inodes}"))
+    return pairs(rows)
