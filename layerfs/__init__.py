@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from layerfs.check import Problem
+    from layerfs.checking.problem import Problem, ProblemKind
     from layerfs.clones import Clone
     from layerfs.contract import (
         Candidates,
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from layerfs.volume import LoopVolume
 
 _HOMES = {
-    "layerfs.check": ("Problem",),
+    "layerfs.checking.problem": ("Problem", "ProblemKind"),
     "layerfs.clones": ("Clone",),
     "layerfs.contract": (
         "Candidates",
@@ -176,6 +176,7 @@ __all__ = [
     "PermissionDenied",
     "Platform",
     "Problem",
+    "ProblemKind",
     "Progress",
     "PrunePlan",
     "Quota",

@@ -323,6 +323,28 @@ class Checkable(Protocol):
         ...
 
 
+@runtime_checkable
+class Tidy(Protocol):
+    """Optional power: know what in its directory is its own."""
+
+    def strangers(self) -> Iterable[Path]:
+        """Return the files and directories that are not: nothing of the store needs them."""
+        ...
+
+
+@runtime_checkable
+class KeepsIndex(Protocol):
+    """Optional power: keep something beside committed snapshots that is made from them, and can be made again."""
+
+    def check_index(self, snapshot: Snapshot) -> Damage | None:
+        """Compare it with what it was made from; None where it is right, or is not kept."""
+        ...
+
+    def renew_index(self, snapshot: Snapshot) -> None:
+        """Make it again, whatever is there."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Where two trees may differ: nothing else does, and not all of these need to.

@@ -98,6 +98,20 @@ class LayerDirectories:
         places = (self.root, self.root / ".new", self.root / ".removed")
         return {SnapshotId(int(name)) for place in places for name in os.listdir(place) if name.isdecimal()}
 
+    def strangers(self) -> list[Path]:
+        """Return what is in ``root`` or its two rooms and is no snapshot's (`layerfs.contract.Tidy`)."""
+        rooms = {
+            self.root: {".new", ".removed", "xattrs", trial.PLACE, tree.LOST},
+            self.root / ".new": {"xattrs"},
+            self.root / ".removed": set[str](),
+        }
+        return [
+            room / name
+            for room, own in rooms.items()
+            for name in sorted(os.listdir(room))
+            if name not in own and not name.isdecimal()
+        ]
+
     def try_out(self, mounts: Callable[[Path, Path], Sequence[Mount]]) -> None:
         """Mount what ``mounts`` gives for a lower directory and a snapshot's own, and see changes written down right.
 

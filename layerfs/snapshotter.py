@@ -132,11 +132,12 @@ class Snapshotter:
             snapshots.set_committed(connection, row.id, usage, self._clock())
 
     @contextmanager
-    def together(self, plans: Sequence[Planned]) -> Iterator[tuple[Snapshot, ...]]:
+    def together(self, plans: Sequence[Planned], *, within: Within | None = None) -> Iterator[tuple[Snapshot, ...]]:
         """Give empty snapshots that the block fills; when it ends they are committed, all in one step.
 
         Each gets its parent then, which may be one that comes before it; the driver's traits must allow that (rebase).
-        Nobody else sees them until then. If the block raises, and after a crash, none of them was ever there.
+        Nobody else sees them until then. ``within`` is called in the transaction that commits them. If the block
+        raises, and after a crash, none of them was ever there.
         Raise `AlreadyExists` for a name in use.
         """
         self.recover()
@@ -152,6 +153,8 @@ class Snapshotter:
                     parent = rules.parent(connection, plan.parent)
                     labels = rules.checked_labels(plan.labels)
                     snapshots.set_committed_on(connection, snapshot.id, parent, labels, self._clock())
+                if within:
+                    within(connection)
         except BaseException:
             self._recovery.undo_creations(made)
             raise

@@ -27,7 +27,7 @@ from layerfs.snapshotter import Snapshotter
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from layerfs.check import Problem
+    from layerfs.checking.problem import Problem
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
@@ -40,6 +40,7 @@ class Store(Closing):
 
     def __init__(self, parts: Parts, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._parts = parts
+        self._clock = clock
         self._images = Images(parts, clock=clock)
         self._clones = Clones(parts, self._images, clock=clock)
 
@@ -253,11 +254,22 @@ class Store(Closing):
         """Return what each image and each clone takes, alone and together with others."""
         return self._reclaim.usage()
 
-    def check(self) -> tuple[Problem, ...]:
-        """Return what is gone or broken, as far as it shows without reading contents, and whom it hurts."""
-        from layerfs.check import Check  # noqa: PLC0415  only those who look for problems need it
+    def check(
+        self,
+        *,
+        deep: bool = False,
+        older_than: timedelta | None = None,
+        jobs: int | None = None,
+        listener: Listener = ignore,
+    ) -> tuple[Problem, ...]:
+        """Return what is gone or broken, and whom it hurts, as far as it shows without reading contents.
 
-        return Check(self._parts, self._images, self._clones).run()
+        ``deep`` reads these as well, but of snapshots that were found whole less than ``older_than`` ago; ``jobs`` at a
+        time, by default one for each processor. The listener, which several threads call, hears how far it is.
+        """
+        from layerfs.checking import examine  # noqa: PLC0415  only those who look for problems need it
+
+        return examine(self._parts, self._clock, deep=deep, older_than=older_than, jobs=jobs, listener=listener)
 
     @cached_property
     def _reclaim(self) -> Reclaim:

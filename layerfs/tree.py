@@ -25,6 +25,9 @@ _PRIVATE = 0o700
 _TRIES = 100
 """How often to delete a tree in which somebody else still works."""
 
+LOST = "lost+found"
+"""What fsck(8) keeps in the root of a file system, and where a store keeps what it does not know."""
+
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:

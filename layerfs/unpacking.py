@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.kernel import mounting, userns
 from layerfs.layer.digest import Digest
+from layerfs.metadata import seals
+from layerfs.metadata.seals import Seal
 from layerfs.parts import Parts
 from layerfs.snapshotter import Planned
 
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
     from layerfs.layer.apply import Applied, OwnerPolicy
     from layerfs.layer.below import Below, Stack
+    from layerfs.layer.entries import Fill
     from layerfs.layer.limits import Limits
     from layerfs.layer.owners import Owners
 
@@ -99,6 +103,8 @@ class Unpacker:
         self._stack: Stack | None = None
         self._chains: Sequence[str] = ()
         """The layers that `_stack` can hold, the lowest first."""
+        self._seals: dict[str, Seal] = {}
+        """What was unpacked, by the names of the layers."""
 
     def run(self, layers: Sequence[Layer]) -> None:
         """Make sure that every one of these layers, the lowest first, is there as a snapshot."""
@@ -116,9 +122,23 @@ class Unpacker:
                     if self._missing([layer]):
                         self._by_itself(layer)
         finally:
-            if self._stack is not None:
-                self._stack.drop()
-                self._stack = None
+            self._drop()
+
+    def again(self, layer: Layer, root: LayerRoot, chains: Sequence[str], *, filler: Fill | None = None) -> Applied:
+        """Unpack a layer that is there once more, into a root of its own; ``chains`` are all of its image.
+
+        The blob is verified, too. ``filler`` is that of `layerfs.layer.apply.apply`.
+        """
+        self._chains = chains
+        try:
+            return self._apply(layer, root, filler=filler, verify=True)
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._stack is not None:
+            self._stack.drop()
+            self._stack = None
 
     def is_there(self, chain: str) -> bool:
         """Tell whether a layer is unpacked."""
@@ -154,6 +174,8 @@ class Unpacker:
         except BaseException:
             snapshotter.remove(layer.key)
             raise
+        with self._parts.database.write(durable=False) as connection:
+            self._seal(connection)
 
     # Together
 
@@ -161,7 +183,7 @@ class Unpacker:
         with self._locked(*layers):
             waiting = self._missing(layers)
             plans = [Planned(layer.chain, layer.parent, layer.labels) for layer in waiting]
-            with self._parts.snapshotter.together(plans) as made:
+            with self._parts.snapshotter.together(plans, within=self._seal) as made:
                 for layer, snapshot in zip(waiting, made, strict=True):
                     self._roots[layer.chain] = self._shown(snapshot)
                 if jobs > 1:
@@ -229,8 +251,21 @@ class Unpacker:
 
     # Both
 
+    def _seal(self, connection: sqlite3.Connection) -> None:
+        """Write down what the layers are that were unpacked: their blobs tell, so nothing is read for it."""
+        for chain, seal in self._seals.items():
+            seals.put(connection, chain, seal)
+        self._seals.clear()
+
     def _apply(
-        self, layer: Layer, root: LayerRoot | None, mounts: Sequence[Mount] = (), *, apart: bool = False
+        self,
+        layer: Layer,
+        root: LayerRoot | None,
+        mounts: Sequence[Mount] = (),
+        *,
+        apart: bool = False,
+        filler: Fill | None = None,
+        verify: bool = False,
     ) -> Applied:
         """Unpack a layer into its root, or what the mounts show; raise `Corrupt` if it is not what its DiffID says."""
         from layerfs.layer.apply import apply  # noqa: PLC0415  see the imports above
@@ -249,7 +284,8 @@ class Unpacker:
                 owner=self._policy,
                 owners=self._owners,
                 limits=self._limits,
-                known=layer.blob.digest,
+                known=None if verify else layer.blob.digest,
+                filler=filler,
                 listener=self._hear,
                 item=layer.blob.digest,
                 total=layer.blob.size,
@@ -259,6 +295,9 @@ class Unpacker:
                 f"the layer {layer.blob.digest} unpacks to {applied.diff_id}; its image says {layer.diff_id}",
                 hint="the image was damaged or altered: get it again",
             )
+        if applied.digest != layer.blob.digest:
+            raise Corrupt(f"the blob {layer.blob.digest} has other bytes than its name says: {applied.digest}")
+        self._seals[layer.chain] = Seal(applied.entries, applied.size, applied.diff_id)
         return applied
 
     @cached_property

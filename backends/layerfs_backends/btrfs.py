@@ -44,6 +44,9 @@ _SUBVOLUME_INODE = 256
 _FROZEN = ".changes"
 """The directory of the read-only snapshots that live as long as somebody lists what an active one changed."""
 
+_TRIED = ".tried"
+"""The mark that this file system was tried out."""
+
 _NO_QGROUP = {errno.ENOTCONN, errno.ENOENT}
 _REFUSED = {errno.EPERM, errno.EACCES, errno.EROFS}
 
@@ -176,6 +179,12 @@ class BtrfsDriver:
     def ids(self) -> Iterable[SnapshotId]:
         """List the subvolumes; none of them is ever partial."""
         return [SnapshotId(int(name)) for name in os.listdir(self._root) if name.isdecimal()]
+
+    def strangers(self) -> Iterable[Path]:
+        """List what is no snapshot's (`layerfs.contract.Tidy`)."""
+        names = sorted(os.listdir(self._root))
+        own = {_FROZEN, _TRIED, trial.PLACE}
+        return [self._root / name for name in names if not name.isdecimal() and name not in own]
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""
@@ -320,7 +329,7 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     driver = BtrfsDriver(root, _load())
     # Layers hold setuid programs: no other user of the host may reach them (containerd's CVE-2021-41103).
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tried = root / ".tried"
+    tried = root / _TRIED
     if not tried.exists():  # once: what works is the file system's, and each try costs it four transactions
         try:
             driver.try_out()

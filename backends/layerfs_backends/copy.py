@@ -72,6 +72,11 @@ class CopyDriver:
         """List the directories that are named by a number."""
         return [SnapshotId(int(name)) for name in os.listdir(self._root) if name.isdecimal()]
 
+    def strangers(self) -> Iterable[Path]:
+        """List what is no snapshot's (`layerfs.contract.Tidy`)."""
+        names = sorted(os.listdir(self._root))
+        return [self._root / name for name in names if not name.isdecimal() and name != tree.LOST]
+
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""
 

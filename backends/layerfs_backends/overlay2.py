@@ -116,6 +116,10 @@ class Overlay2Driver:
         """List the snapshots, and those that a crash left half made or half deleted."""
         return self._directories.ids()
 
+    def strangers(self) -> Iterable[Path]:
+        """List what is no snapshot's (`layerfs.contract.Tidy`)."""
+        return self._directories.strangers()
+
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""
 

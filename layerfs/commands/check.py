@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from layerfs.check import Problem
+import re
+from datetime import timedelta
+
+import click
+
+from layerfs.commands.frame.problems import problem_document, problem_lines
+from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.session import Json, Session
-from layerfs.commands.frame.text import printable
-from layerfs.commands.frame.units import short
 from layerfs.commands.frame.verb import verb
 from layerfs.errors import Corrupt
 
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
-@verb("check", examples=["layerfs check", "layerfs --json check | jq -r '.problems[].hurts[]' | sort -u"])
-def command(session: Session) -> int:
+
+def _age(text: str) -> timedelta:
+    """Read a span of time as the type of an option."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no span of time such as 12h, 7d or 2w.")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+@verb(
+    "check",
+    examples=[
+        "layerfs check",
+        "layerfs check --deep --older-than 7d",
+        "layerfs --json check | jq -r '.problems[].hurts[]' | sort -u",
+    ],
+)
+@click.option("--deep", is_flag=True, help="Read everything, and compare it with digests.")
+@click.option(
+    "--older-than",
+    type=_age,
+    metavar="SPAN",
+    help="With --deep: leave out snapshots that were found whole since then (12h, 7d, 2w).",
+)
+@click.option("--jobs", type=click.IntRange(1), help="With --deep: look at so many at a time; default the processors.")
+def command(session: Session, older_than: timedelta | None, jobs: int | None, *, deep: bool) -> int:
     """Look for what is gone or broken, and whom that hurts.
 
-    That is snapshots and blobs of which nothing is there, or that their driver calls broken, with the images and
-    clones that need them. Nothing is changed, and contents are not read: a bit that flipped inside a layer does not
-    show. The exit status is 7 if something is wrong.
+    That is the database, snapshots and blobs of which nothing is there, or that their driver calls broken, files that
+    are none of the store's, what work left that was interrupted, and mounts of what is gone. With --deep all blobs and
+    committed snapshots are read, and files named that are not what they were; what was found whole is remembered, so
+    that an interrupted check goes on with --older-than. No image and no clone is changed. The exit status is 7 if
+    something is wrong; `layerfs repair` mends it.
     """
-    with session.opened() as store:
-        problems = store.check()
-    document: dict[str, Json] = {"problems": [_document(problem) for problem in problems]}
-    session.show(document, "\n".join(line for problem in problems for line in _lines(problem)))
+    if (older_than or jobs) and not deep:
+        raise click.UsageError("--older-than and --jobs are for --deep.")
+    with session.opened() as store, progress(session) as listener:
+        problems = store.check(deep=deep, older_than=older_than, jobs=jobs, listener=listener)
+    document: dict[str, Json] = {"problems": [problem_document(problem) for problem in problems]}
+    session.show(document, "\n".join(line for problem in problems for line in problem_lines(problem)))
     if problems:
         return Corrupt.exit_status
     session.say("nothing is wrong")
     return 0
-
-
-def _document(problem: Problem) -> dict[str, Json]:
-    return {
-        "name": problem.name,
-        "message": problem.message,
-        "hint": problem.hint,
-        "hurts": list(problem.hurts),
-    }
-
-
-def _lines(problem: Problem) -> list[str]:
-    name = short(problem.name) if problem.name.startswith("sha256:") else problem.name
-    hurts = ", ".join(problem.hurts) or ("nobody" if problem.name else "all of the store")
-    lines = (f"{name or 'store'}: {problem.message}", f"  hurts: {hurts}", f"  hint: {problem.hint}")
-    return [printable(line) for line in (lines if problem.hint else lines[:2])]

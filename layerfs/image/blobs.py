@@ -154,18 +154,29 @@ class BlobStore:
             with contextlib.suppress(InvalidArgument):
                 yield Digest.parse(f"sha256:{name}")
 
-    def check(self, digest: Digest) -> None:
+    def check(self, digest: Digest, listener: Listener = ignore) -> None:
         """Read a blob through; raise `NotFound`, or `Corrupt` where the disk has other bytes than its name says."""
         with self.open(digest) as stream:
-            for _ in verified(stream, self.descriptor(digest), f"blob {digest}"):
+            for _ in verified(stream, self.descriptor(digest), f"blob {digest}", listener):
                 pass
 
     def cleanup(self) -> int:
         """Delete what crashed writers left, and return how many files that were. Those at work are not disturbed."""
-        count = 0
-        for path in sorted(self._ingest.iterdir()):
-            count += _remove_abandoned(path)
-        return count
+        return sum(_abandoned(path, remove=True) for path in sorted(self._ingest.iterdir()))
+
+    def abandoned(self) -> list[Path]:
+        """Return what crashed writers left, which `cleanup` deletes."""
+        return [path for path in sorted(self._ingest.iterdir()) if _abandoned(path, remove=False)]
+
+    def strangers(self) -> list[Path]:
+        """Return what lies among the blobs, or beside them, and has not the name of one."""
+        held = {digest.hex for digest in self.digests()}
+        try:
+            beside = [self.root / name for name in sorted(os.listdir(self.root)) if name not in {"sha256", "ingest"}]
+            among = [self._blobs / name for name in sorted(os.listdir(self._blobs)) if name not in held]
+        except OSError as error:
+            raise os_error(f"list the blobs in {self._blobs}", error) from error
+        return beside + among
 
 
 class BlobWriter:
@@ -329,8 +340,8 @@ def _create_locked(directory: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _remove_abandoned(path: Path) -> bool:
-    """Delete a file in the making unless somebody holds its lock; tell whether it was deleted."""
+def _abandoned(path: Path, *, remove: bool) -> bool:
+    """Tell whether a file in the making is nobody's, as its lock is free, and delete it then if asked to."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -341,7 +352,8 @@ def _remove_abandoned(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return False
-        path.unlink(missing_ok=True)
+        if remove:
+            path.unlink(missing_ok=True)
     except BlockingIOError:
         return False
     except OSError as error:

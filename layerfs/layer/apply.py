@@ -25,7 +25,7 @@ from layerfs.layer import tar
 from layerfs.layer.below import Below, Mounted
 from layerfs.layer.digest import Digest
 from layerfs.layer.directories import Directories
-from layerfs.layer.entries import Entries
+from layerfs.layer.entries import Entries, Fill
 from layerfs.layer.limits import Limits
 from layerfs.layer.pipeline import LayerStream, Readable
 from layerfs.layer.reader import TarReader
@@ -76,6 +76,7 @@ def apply(
     owners: Owners | None = None,
     limits: Limits | None = None,
     known: Digest | None = None,
+    filler: Fill | None = None,
     listener: Listener = ignore,
     item: str = "",
     total: int | None = None,
@@ -91,16 +92,27 @@ def apply(
     ids of the layer to those on disk.
 
     ``known`` is the digest of the stream where it was verified before, and saves making it again; the DiffID is made
-    always. ``listener`` hears of the compressed bytes, ``item`` and ``total`` (bytes) being passed on. Raise `Corrupt`
-    for what is no sound layer, `LimitExceeded` for one beyond ``limits``, `Unsupported` for what the root cannot hold,
-    and the errors of the operating system; the root then holds part of the layer and should be thrown away.
+    always. ``filler`` gives regular files their length and takes their data, for who wants to know the tree only.
+    ``listener`` hears of the compressed bytes, ``item`` and ``total`` (bytes) being passed on. Raise `Corrupt` for what
+    is no sound layer, `LimitExceeded` for one beyond ``limits``, `Unsupported` for what the root cannot hold, and the
+    errors of the operating system; the root then holds part of the layer and should be thrown away.
     """
     limits = limits or Limits()
     try:
         with LayerStream(stream, limits, known=known) as source:
             reader = TarReader(_reported(source, listener, item, total), limits)
             lenient = owner is OwnerPolicy.SQUASH
-            entries = _apply(reader, root, lower, base=base, apart=apart, lenient=lenient, owners=owners, limits=limits)
+            entries = _apply(
+                reader,
+                root,
+                lower,
+                base=base,
+                apart=apart,
+                lenient=lenient,
+                owners=owners,
+                limits=limits,
+                filler=filler,
+            )
             for _ in _reported(source, listener, item, total):
                 pass
     except OSError as error:
@@ -133,6 +145,7 @@ def _apply(
     lenient: bool,
     owners: Owners | None,
     limits: Limits,
+    filler: Fill | None,
 ) -> Entries:
     """Apply every entry; return what made files of them, and knows what came of it."""
     tracking = root.whiteouts is Whiteouts.REMOVE and not base and not _is_empty(root.path)
@@ -144,7 +157,7 @@ def _apply(
             directories.owner = owners.root
             if base:
                 os.fchown(directories.root.fd, *owners.root)
-        entries = Entries(directories, reader.payload, limits)
+        entries = Entries(directories, reader.payload, limits, filler)
         for header in reader if owners is None else owners.unpacked(reader):
             try:
                 entries.add(header)

@@ -26,16 +26,26 @@ _NO_NAMES = frozenset({b"", b".", b".."})
 _LARGEST_MAJOR = (1 << 12) - 1
 _LARGEST_MINOR = (1 << 20) - 1
 
+Fill = Callable[[int, Header, Iterable[memoryview]], None]
+"""Give an open, empty file its length, and what it wants of the data, which come in pieces."""
+
 _log = logging.getLogger(__name__)
 
 
 class Entries:
-    """Turn entries into files, one after the other."""
+    """Turn entries into files, one after the other; ``filler`` fills files in its own way."""
 
-    def __init__(self, directories: Directories, payload: Callable[[], Iterable[memoryview]], limits: Limits) -> None:
+    def __init__(
+        self,
+        directories: Directories,
+        payload: Callable[[], Iterable[memoryview]],
+        limits: Limits,
+        filler: Fill | None = None,
+    ) -> None:
         self._directories = directories
         self._payload = payload
         self._limits = limits
+        self._filler = filler
         self._overlay = directories.overlay
         self._whiteouts = LayerWhiteouts(directories)
         self._lenient = directories.lenient
@@ -134,7 +144,9 @@ class Entries:
             self._clear(parent, name)
             fd = os.open(name, _CREATE, mode & 0o777, dir_fd=parent.fd)
         try:
-            if header.extents is not None:
+            if self._filler is not None:
+                self._filler(fd, header, self._payload())
+            elif header.extents is not None:
                 self._fill_sparse(fd, header)
             else:
                 for piece in self._payload():

@@ -69,6 +69,15 @@ class Database:
         with self._transaction("BEGIN IMMEDIATE"):
             yield connection
 
+    def problems(self, *, deep: bool) -> list[str]:
+        """Return what SQLite finds wrong with it, indexes compared with their tables too if ``deep``."""
+        with self.read() as connection:
+            check = "integrity_check" if deep else "quick_check"
+            found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}") if row[0] != "ok"]
+            for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+                found.append(f"a row of the table {table} refers to one of {parent} that is gone")
+        return list(dict.fromkeys(found))
+
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         connection = self._connection()

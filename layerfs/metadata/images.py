@@ -107,3 +107,11 @@ def blobs(connection: sqlite3.Connection) -> set[str]:
     """Return the digest of every blob that an image names: manifests, configurations, layers."""
     query = "SELECT digest FROM images UNION SELECT config FROM images UNION SELECT blob FROM layers"
     return {row[0] for row in connection.execute(query)}
+
+
+def blob_sizes(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the digests of the blobs that images name, with their bytes, in the order of the images."""
+    query = """
+        SELECT digest, size FROM images UNION SELECT config, config_size FROM images UNION SELECT blob, size FROM layers
+    """
+    return {row[0]: row[1] for row in connection.execute(query)}

@@ -236,10 +236,10 @@ def test_what_was_removed_behind_our_back_is_reported(store: layerfs.Store, imag
     assert store.check() == ()
     (blob, *_) = image.manifest.layers
     path = store.path / "blobs/sha256" / blob.digest.hex
-    path.rename(path.with_suffix(".away"))
+    path.rename(store.path.with_suffix(".away"))
     (problem,) = store.check()
     assert (problem.name, problem.hurts) == (blob.digest, ("test:1",))
-    path.with_suffix(".away").rename(path)
+    store.path.with_suffix(".away").rename(path)
     store.driver.remove(store.snapshotter.snapshot(image.top).id)
     (problem,) = store.check()
     assert (problem.name, problem.hurts) == (image.top, ("test:1",))

@@ -1,0 +1,91 @@
+"""The seals of snapshots that came from no blob: clones' snapshots, and what containerd commits.
+
+::
+
+    <store>/seals/<id>     the inventory of a snapshot, compressed by zstd, so that a damaged file can be named
+
+The digest of the inventory is in the database. Nothing waits for the disk: a seal that a power cut took is made anew by
+the next check that reads contents.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISREG
+
+from layerfs.contract import SnapshotId
+from layerfs.errors import os_error
+from layerfs.metadata import seals
+from layerfs.metadata.seals import Seal
+from layerfs.parts import Parts
+from layerfs.sealing import inventory
+from layerfs.sealing.inventory import Inventory
+
+_SEALS = "seals"
+_LARGEST = 1 << 32
+"""Bytes of an inventory beyond which its file is none of ours."""
+
+
+class Book:
+    """The seals of one store."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._root = parts.path / _SEALS
+
+    def seal(self, name: str, *, checked: int | None = None) -> None:
+        """Seal a committed snapshot as it is now."""
+        with self.shown(name) as root:
+            self.put(name, inventory.take(root), checked)
+
+    def put(self, name: str, found: Inventory, checked: int | None) -> None:
+        """Seal a committed snapshot with an inventory that was just taken of it."""
+        size = sum(entry.size for path, entry in found.items() if S_ISREG(entry.mode) and entry.linked in {"", path})
+        self._write(self._parts.snapshotter.snapshot(name).id, found)
+        with self._parts.database.write(durable=False) as connection:
+            seals.put(connection, name, Seal(len(found), size, inventory.digest(found), checked))
+
+    def inventory(self, snapshot_id: SnapshotId, digest: str) -> Inventory | None:
+        """Return what a snapshot held when it was sealed; None where that list is gone, or another."""
+        from zstandard import ZstdDecompressor, ZstdError  # noqa: PLC0415  only a check needs it
+
+        try:
+            data = (self._root / str(snapshot_id)).read_bytes()
+            text = ZstdDecompressor().decompress(data, max_output_size=_LARGEST)
+            found = inventory.from_lines(iter(text.splitlines()))
+        except (OSError, ZstdError, ValueError, TypeError):
+            return None
+        return found if inventory.digest(found) == digest else None
+
+    def forget(self, kept: set[SnapshotId]) -> None:
+        """Delete the inventories of snapshots that are gone."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                if not name.isdecimal() or int(name) not in kept:
+                    (self._root / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[Path]:
+        """Give what a committed snapshot holds: its own directory as it lies on the disk, else its mounted tree."""
+        root = self._parts.layer_root(name)
+        if root is not None:
+            yield root.path
+            return
+        with self._parts.tree(name) as tree:
+            yield tree
+
+    def _write(self, snapshot_id: SnapshotId, found: Inventory) -> None:
+        from zstandard import ZstdCompressor  # noqa: PLC0415  as above
+
+        data = ZstdCompressor().compress(b"".join(inventory.to_lines(found)))
+        new = self._root / f".{snapshot_id}.{os.urandom(8).hex()}"
+        try:
+            self._root.mkdir(mode=0o700, exist_ok=True)
+            new.write_bytes(data)
+            new.replace(self._root / str(snapshot_id))
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise os_error(f"seal snapshot {snapshot_id}", error) from error
