@@ -156,7 +156,7 @@ def doubts(analysis: Analysis) -> tuple[str, ...]:
     if few:
         sentences.append(
             f"{few:,} have fewer than {FEWEST} samples, too few for an interval: take figures to cite from a longer "
-            "run, such as `layerfs bench run --profile standard`."
+            "run; `layerfs bench list profiles` has them."
         )
     return tuple(sentences)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
 from layerfs.commands.frame.session import Json, Session
-from layerfs.commands.frame.text import printable, table, tame
+from layerfs.commands.frame.text import GAP, printable, table, tame
 from layerfs_bench import characters, ratios, words
 from layerfs_bench.analysis import Analysis, Row, analyse, doubts
 from layerfs_bench.catalogue import figures
 from layerfs_bench.figures import Figure
 from layerfs_bench.looks import looks
-from layerfs_bench.results import Results
+from layerfs_bench.results import Measurement, Outcome, Results
 
 _PLOTTED = ("lookup-by-depth", "first-write")
 """The figures that are drawn; of the others the sentence is shown."""
@@ -52,20 +52,38 @@ def _overview(analysis: Analysis) -> Iterator[str]:
     found = ratios.overview(analysis)
     if not found.columns:
         return
-    headings = ("CELL", *(column.title.upper() for column in found.columns))
-    details = ("", *(column.detail for column in found.columns))
+    headings = tuple(column.title.upper() for column in found.columns)
     rows = [
-        (cell.name, *(ratios.told(row, absolute=cell.is_baseline) for row in rows))
+        tuple(ratios.told(row, absolute=cell.is_baseline) for row in rows)
         for cell, rows in zip(found.cells, found.rows, strict=True)
     ]
-    yield ""
-    yield table(headings, [details, *rows], right=headings[1:])
+    lines = [tuple(column.detail for column in found.columns), *rows]
+    names = ["", *(cell.name for cell in found.cells)]
+    for first, last in _breaks(names, [headings, *lines]):
+        yield ""
+        shown = [(name, *line[first:last]) for name, line in zip(names, lines, strict=True)]
+        yield table(("CELL", *headings[first:last]), shown, right=headings)
     yield "plain: medians; others: multiples of the plain directory on that file system; ~ unstable or few samples"
+
+
+def _breaks(names: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[tuple[int, int]]:
+    """Yield which columns, from the first to before the last, fit side by side behind the names; one at least."""
+    room = _width() - max(map(len, names))
+    widths = [max(map(len, column)) + len(GAP) for column in zip(*lines, strict=True)]
+    first = 0
+    for last in range(1, len(widths) + 1):
+        if last == len(widths) or sum(widths[first : last + 1]) > room:
+            yield first, last
+            first = last
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
 
 
 def _figure(figure: Figure, analysis: Analysis) -> Iterator[str]:
     of_cells = looks(analysis.cells)
-    width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
+    width = _width()
     yield ""
     yield click.style(figure.title, bold=True)
     yield click.wrap_text(printable(figure.sentence), width, "  ", "  ")
@@ -79,10 +97,19 @@ def _doubts(analysis: Analysis) -> Iterator[str]:
     for sentence in doubts(analysis):
         yield ""
         yield click.style(sentence, fg="yellow")
-    for one in analysis.failures:
-        yield tame(f"{one.outcome}: {words.key(one.key)} on {one.cell.name}: {one.reason}")
+    for (outcome, reason), ones in _alike(analysis.failures).items():
+        first, *others = (f"{words.key(one.key)} on {one.cell.name}" for one in ones)
+        yield tame(f"{outcome}: {first}{f' and {len(others)} more' if others else ''}: {reason}")
     for left in analysis.results.left_out:
         yield tame(f"left out: {left.what}: {left.reason}" + (f" ({left.hint})" if left.hint else ""))
+
+
+def _alike(failures: Sequence[Measurement]) -> dict[tuple[Outcome, str], list[Measurement]]:
+    """Put together what has the same outcome for the same reason."""
+    alike: dict[tuple[Outcome, str], list[Measurement]] = {}
+    for one in failures:
+        alike.setdefault((one.outcome, one.reason), []).append(one)
+    return alike
 
 
 # -- for machines ------------------------------------------------------------------------------------------------------

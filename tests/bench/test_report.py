@@ -231,6 +231,9 @@ def test_the_terminal_shows_ratios_plots_and_doubts(tmp_path: Path) -> None:
     assert len(set(signs)) >= len(samples.CELLS)  # told apart without colour
     assert "timed out: write.first, 1.0 GiB on overlay2-ext4: it did not end within 30 s" in done.stdout
     assert "\x1b" not in done.stdout
+    rows = re.findall(r"^(?:CELL|overlay2-ext4) .*", done.stdout, re.MULTILINE)
+    assert len(rows) >= 4, "the table is not broken up"
+    assert max(map(len, rows)) <= 100
     shown = json.loads(CliRunner().invoke(cli, ["--json", "bench", "show", str(path)]).stdout)
     assert len(shown["measurements"]) == len(samples.analysed().rows)
     assert [one["figure"] for one in shown["findings"]] == PLOTS

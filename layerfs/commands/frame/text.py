@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-_GAP = "   "
+GAP = "   "
 
 
 def printable(name: str | bytes) -> str:
@@ -40,7 +40,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequ
 
     def line(row: Sequence[str]) -> str:
         fields = zip(row, widths, flush_right, strict=True)
-        return _GAP.join(cell.rjust(width) if flip else cell.ljust(width) for cell, width, flip in fields).rstrip()
+        return GAP.join(cell.rjust(width) if flip else cell.ljust(width) for cell, width, flip in fields).rstrip()
 
     return "\n".join([click.style(line(headings), bold=True), *map(line, cells)])
 
