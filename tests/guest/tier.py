@@ -1,8 +1,9 @@
 """The guest tier of the tests: those marked ``guest`` run in guests, beside all others, and are reported here.
 
-With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", a guest of each kind that is needed starts when the tests
-are collected, and has one processor; otherwise these tests are skipped. They come last here, so that most reports are
-there when they are asked for. In the guest they are tests like any other, and each report is sent out as it is made.
+With ``--guest``, or where ``LAYERFS_REQUIRE`` names "guest", guests of each kind that is needed start when the tests
+are collected, and have one processor each; otherwise these tests are skipped. They come last here, so that most reports
+are there when they are asked for. In the guest they are tests like any other, and each report is sent out as it is
+made.
 
 The mark's argument names the kind, ``guest("uml")``; the tests of the driver devicemapper go there without it, all
 others to QEMU's, which has ZFS.
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ _LIMIT = 2700
 """Seconds for a guest."""
 _NICE = 5
 """Below the tests that run beside the guests: those measure the host, and the guests have the time that they need."""
+_MACHINES = {Kind.QEMU: 2, Kind.UML: 1}
+"""How many guests of a kind work side by side: emulated, a single one would be the last to end by far."""
 _PASSED_ON = ("LAYERFS_REQUIRE", "LAYERFS_EXAMPLES", "LAYERFS_STRESS_SECONDS", "PYTHONPATH")
 
 
@@ -89,21 +92,21 @@ class Tier:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._guests: Mapping[Kind, Guest] = {}
+        self._guests: Sequence[Guest] = ()
+        self._guest_of: Mapping[str, Guest] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        shares: dict[Kind, list[str]] = {}
-        for item in filter(is_marked, session.items):
-            shares.setdefault(_kind(item), []).append(item.nodeid)
-        self._guests = {kind: Guest(self._config, kind, tests) for kind, tests in shares.items()}
+        shares = _dealt(filter(is_marked, session.items))
+        self._guests = [Guest(self._config, kind, tests) for kind, tests in shares]
+        self._guest_of = {test: guest for guest, (_, tests) in zip(self._guests, shares, strict=True) for test in tests}
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         """Take over what was covered before pytest-cov, which wraps this from outside, adds up the files."""
         result = yield
         if _measures(self._config):
-            for kind, guest in self._guests.items():
-                guest.take_coverage(f"{os.environ.get('COVERAGE_FILE', '.coverage')}.guest-{kind}")
+            for number, guest in enumerate(self._guests):
+                guest.take_coverage(f"{os.environ.get('COVERAGE_FILE', '.coverage')}.guest-{number}")
         return result
 
     @pytest.hookimpl(tryfirst=True)
@@ -112,13 +115,13 @@ class Tier:
             return None
         faulthandler.cancel_dump_traceback_later()  # a guest has a time limit of its own, a longer one
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._guests[_kind(item)].reports(item):
+        for report in self._guest_of[item.nodeid].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_sessionfinish(self) -> None:
-        for guest in self._guests.values():
+        for guest in self._guests:
             guest.end()
 
 
@@ -130,6 +133,17 @@ def _kind(item: pytest.Item) -> Kind:
     """Return the kind of guest that a test runs in."""
     named = [Kind(kind) for mark in item.iter_markers("guest") for kind in mark.args]
     return named[0] if named else Kind.UML if "devicemapper" in requirements.concerns(item) else Kind.QEMU
+
+
+def _dealt(items: Iterable[pytest.Item]) -> Sequence[tuple[Kind, list[str]]]:
+    """Deal the tests to guests: the longest file first, each to the one that has the fewest of its kind so far."""
+    files: dict[tuple[Kind, Path], list[str]] = {}
+    for item in items:
+        files.setdefault((_kind(item), item.path), []).append(item.nodeid)
+    shares: dict[Kind, list[list[str]]] = {kind: [[] for _ in range(_MACHINES[kind])] for kind in Kind}
+    for (kind, _), tests in sorted(files.items(), key=lambda file: -len(file[1])):
+        min(shares[kind], key=len).extend(tests)
+    return [(kind, tests) for kind in Kind for tests in shares[kind] if tests]
 
 
 class Guest:
