@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +20,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from layerfs.contract import NO_QUOTA, LayerRoot, Mount, Quota, Usage, VolatileMounts, Whiteouts
-from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from layerfs.errors import AlreadyExists, Busy, FailedPrecondition, InvalidArgument, NotFound, Unsupported
 from layerfs.events import Listener, ignore
 from layerfs.image import media_types
 from layerfs.image.descriptor import Descriptor
 from layerfs.images import Image, Images
 from layerfs.kernel import mounters, mounting
 from layerfs.layer.compression import Compression
-from layerfs.metadata import clones
+from layerfs.metadata import clones, images
 from layerfs.metadata.clones import CloneRow
 from layerfs.metadata.snapshots import moment
 from layerfs.parts import Parts
@@ -60,7 +61,11 @@ class Clones:
     def make(self, image: Image, name: str | None = None, quota: Quota = NO_QUOTA) -> Clone:
         """Clone an image, unpacking it first where that has not been done; a name is made up if none is given."""
         with self.parts.working():
-            self.images.unpack(image)
+            try:
+                self.images.unpack(image)
+            except NotFound:
+                self.images.get(image.digest)  # says so where somebody removed it meanwhile, with its blobs
+                raise
             return self.prepare(name or made_up(image.name), image.digest, image.top, quota)
 
     def prepare(self, name: str, image: str, parent: str, quota: Quota = NO_QUOTA) -> Clone:
@@ -69,13 +74,17 @@ class Clones:
         row = CloneRow(name, image, self.clock())
         try:
             self.parts.snapshotter.prepare(
-                PREFIX + name, parent, quota=quota, within=lambda connection: clones.insert(connection, row)
+                PREFIX + name, parent, quota=quota, within=lambda connection: _record(connection, row)
             )
         except AlreadyExists as error:
-            raise AlreadyExists(
-                f"a clone {name!r} exists already", hint="remove it (layerfs rm), or use another name"
-            ) from error
+            raise _exists(name) from error
         return self._load(row)
+
+    def check_free(self, name: str) -> None:
+        """Raise `AlreadyExists` for the name of a clone."""
+        with self.parts.database.read() as connection:
+            if any(row.name == name for row in clones.matching(connection, name)):
+                raise _exists(name)
 
     def every(self) -> tuple[Clone, ...]:
         """Return all clones by name."""
@@ -151,19 +160,22 @@ class Clone:
 
     def unmount(self) -> None:
         """Unmount it wherever it is mounted; raise `FailedPrecondition` if it is nowhere."""
-        mounts = self.mounts()
-        points = mounting.users(mounts)
-        if not points:
-            raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
-        for point in points:
-            mounting.unmount(point.path)
-        self._after_unmount(mounts, volatile=any(point.volatile for point in points))
+        with ExitStack() as stack:
+            with suppress(Busy):  # of a process that has it mounted for the time of a block
+                stack.enter_context(self._parts.holding(self.key, self._what))
+            mounts = self.mounts()
+            points = mounting.users(mounts)
+            if not points:
+                raise FailedPrecondition(f"{self._what} is not mounted", hint="`layerfs ls` shows what is")
+            for point in points:
+                mounting.unmount(point.path)
+            self._after_unmount(mounts, volatile=any(point.volatile for point in points))
 
     @contextmanager
     def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:
         """Give its mounted root while the block runs, at ``target`` or in a private temporary directory."""
-        mounts = self._mounts(volatile=volatile)
         with self._parts.writing(self.key, self._what):
+            mounts = self._mounts(volatile=volatile)
             try:
                 with mounting.mounted(mounts, target) as root:
                     yield root
@@ -187,8 +199,8 @@ class Clone:
             )
         from layerfs.kernel.chroot import run_chroot  # noqa: PLC0415  see the imports above
 
-        mounts = self.mounts()
         with self._parts.writing(self.key, self._what):
+            mounts = self.mounts()
             if any(mounters.is_served(mount) for mount in mounts):
                 # Before the process that serves it may end, the kernel must have handed it what it still holds back.
                 with mounting.mounted(mounts) as root:
@@ -202,13 +214,16 @@ class Clone:
 
     def snapshot(self, label: str | None = None) -> str:
         """Keep its present state under a label, by default the next number, and go on; return the label."""
-        label = label or self._next_label()
-        check_label(label, "a snapshot's label")
         with self._parts.working(), self._parts.writing(self.key, self._what):
-            try:
-                self._parts.snapshotter.checkpoint(f"{self.key}@{label}", self.key)
-            except AlreadyExists as error:
-                raise AlreadyExists(f"{self._what} has a snapshot {label!r} already") from error
+            return self._keep_as(label or self._next_label())
+
+    def _keep_as(self, label: str) -> str:
+        """Keep its present state; the caller is inside `writing` for it."""
+        check_label(label, "a snapshot's label")
+        try:
+            self._parts.snapshotter.checkpoint(f"{self.key}@{label}", self.key)
+        except AlreadyExists as error:
+            raise AlreadyExists(f"{self._what} has a snapshot {label!r} already") from error
         return label
 
     def snapshots(self) -> tuple[str, ...]:
@@ -219,19 +234,25 @@ class Clone:
 
     def rollback(self, label: str | None = None) -> None:
         """Give up what was changed since a snapshot, by default since the last one, or since the image if none."""
-        if label is not None and label not in self.snapshots():
-            shown = ", ".join(self.snapshots()) or "none"
-            raise NotFound(f"{self._what} has no snapshot {label!r}", hint=f"there are: {shown}")
         with self._parts.working(), self._parts.writing(self.key, self._what):
+            if label is not None and label not in self.snapshots():
+                shown = ", ".join(self.snapshots()) or "none"
+                raise NotFound(f"{self._what} has no snapshot {label!r}", hint=f"there are: {shown}")
             parent = self._parts.snapshotter.stat(self.key).parent
             self._parts.snapshotter.reset(self.key, parent if label is None else f"{self.key}@{label}")
 
     def fork(self, name: str | None = None) -> Clone:
-        """Make another clone that starts with the present state and the quota of this one; both go on apart."""
+        """Make another clone that starts with the present state and the quota of this one; both go on apart.
+
+        That state is kept as the snapshot "fork-NAME" of this one. Raise `AlreadyExists` for the name of a clone.
+        """
         name = name or made_up(self.name)
         check_label(name, "a clone's name")
-        label = self.snapshot(f"fork-{name}")
-        return self._clones.prepare(name, self.image, f"{self.key}@{label}", self.quota)
+        # Held over both steps, lest somebody removes this one with the snapshot on which the other is to stand.
+        with self._parts.working(), self._parts.writing(self.key, self._what):
+            self._clones.check_free(name)
+            label = self._keep_as(self._fork_label(name))
+            return self._clones.prepare(name, self.image, f"{self.key}@{label}", self.quota)
 
     # Its quota
 
@@ -346,8 +367,9 @@ class Clone:
     def remove(self) -> None:
         """Remove it with the snapshots that no fork stands on; raise `Busy` while it is mounted."""
         with self._parts.writing(self.key, self._what):
+            snapshots = [f"{self.key}@{label}" for label in self.snapshots()]
             self._parts.snapshotter.remove(self.key, within=lambda connection: clones.delete(connection, self.name))
-        remove_unused(self._parts, [f"{self.key}@{label}" for label in self.snapshots()])
+        remove_unused(self._parts, snapshots)
 
     @property
     def _what(self) -> str:
@@ -365,9 +387,25 @@ class Clone:
         if volatile and isinstance(self._parts.driver, VolatileMounts):
             self._parts.driver.settle(self._parts.snapshotter.snapshot(self.key))
 
+    def _fork_label(self, name: str) -> str:
+        """Return "fork-NAME", with a number where an earlier fork of that name, which is gone, has left its own."""
+        taken = set(self.snapshots())
+        labels = (f"fork-{name}{ending}" for ending in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
+        return next(label for label in labels if label not in taken)
+
     def _next_label(self) -> str:
         numbers = [int(label) for label in self.snapshots() if label.isdecimal()]
         return str(max(numbers, default=0) + 1)
+
+
+def _record(connection: sqlite3.Connection, row: CloneRow) -> None:
+    if images.find(connection, row.image) is None:
+        raise NotFound(f"the image {row.image} was removed meanwhile", hint="import it again")
+    clones.insert(connection, row)
+
+
+def _exists(name: str) -> AlreadyExists:
+    return AlreadyExists(f"a clone {name!r} exists already", hint="remove it (layerfs rm), or use another name")
 
 
 def remove_unused(parts: Parts, names: Iterable[str]) -> None:

@@ -103,17 +103,18 @@ class Images:
         """Return all images, the oldest first."""
         with self._parts.database.read() as connection:
             rows = [(row, images.tags(connection, row.digest)) for row in images.every(connection)]
-        return tuple(self._load(row, names) for row, names in rows)
+        loaded = (self._load_unless_gone(row, names) for row, names in rows)
+        return tuple(image for image in loaded if image is not None)
 
     def get(self, reference: str) -> Image:
         """Return the image of a name, a digest, or a unique prefix of a digest; raise `NotFound` for others."""
         with self._parts.database.read() as connection:
-            digest = _by_digest(connection, reference) or images.tagged(connection, normalize(reference))
-            row = images.find(connection, digest) if digest else None
-            if row is None:
-                raise NotFound(f"there is no image {reference!r}", hint="`layerfs image ls` lists what is there")
+            row = _find(connection, reference)
             names = images.tags(connection, row.digest)
-        return self._load(row, names)
+        image = self._load_unless_gone(row, names)
+        if image is None:
+            raise _unknown(reference)
+        return image
 
     def import_from(self, path: Path, how: Intake) -> tuple[Image, ...]:
         """Import the images of an archive or layout.
@@ -191,8 +192,10 @@ class Images:
         layers = [LayerRow(blob.digest, blob.size, diff_id, chain_id) for blob, diff_id, chain_id in stacked]
         with self._parts.database.write() as connection:
             images.put(connection, row, layers, [normalize(name) for name in names])
+            row = images.find(connection, row.digest) or row
+            tags = images.tags(connection, row.digest)
         self._remember(manifest, config)
-        return self.get(manifest.digest)
+        return self._load(row, tags)
 
     def export_to(
         self, references: Sequence[str], path: Path, form: ArchiveFormat, *, listener: Listener = ignore
@@ -205,30 +208,30 @@ class Images:
 
     def tag(self, reference: str, name: str) -> Image:
         """Give an image one more name."""
-        image = self.get(reference)
         with self._parts.database.write() as connection:
-            images.tag(connection, normalize(name), image.digest)
-        return self.get(image.digest)
+            row = _find(connection, reference)
+            images.tag(connection, normalize(name), row.digest)
+            names = images.tags(connection, row.digest)
+        return self._load(row, names)
 
-    def remove(self, reference: str) -> Image:
+    def remove(self, reference: str) -> None:
         """Take a name from an image, and remove the image with its last name; a digest removes it with all names.
 
         Raise `FailedPrecondition` that lists the clones of an image that has some. Its layers and blobs go with
         `prune`, or right away where nobody else works with the store. An image that a lease names only loses its names.
         """
-        image = self.get(reference)
+        # All in one transaction: somebody else may remove it too, or give its name to another image.
         with self._parts.database.write() as connection:
+            digest = _find(connection, reference).digest
+            tags = images.tags(connection, digest)
             name = normalize(reference)
-            named = images.tagged(connection, name) == image.digest
-            names = [name] if named else list(images.tags(connection, image.digest))
-            if len(names) == len(images.tags(connection, image.digest)):
-                _check_unused(image, clones.of_image(connection, image.digest))
-            for each in names:
+            gone = (name,) if name in tags else tags
+            if len(gone) == len(tags):
+                _check_unused(reference, clones.of_image(connection, digest))
+            for each in gone:
                 images.untag(connection, each)
-            held = self._parts.leases.held(connection).images
-            if not images.tags(connection, image.digest) and image.digest not in held:
-                images.delete(connection, image.digest)
-        return image
+            if len(gone) == len(tags) and digest not in self._parts.leases.held(connection).images:
+                images.delete(connection, digest)
 
     def unpack(
         self,
@@ -281,11 +284,33 @@ class Images:
             self._documents.clear()
         self._documents[manifest.digest] = manifest, config
 
+    def _load_unless_gone(self, row: ImageRow, names: tuple[str, ...]) -> Image | None:
+        """Return an image, or None where it was removed, with its blobs, since its row was read."""
+        try:
+            return self._load(row, names)
+        except NotFound:
+            with self._parts.database.read() as connection:
+                if images.find(connection, row.digest) is None:
+                    return None
+            raise
+
     def _load(self, row: ImageRow, names: tuple[str, ...]) -> Image:
         manifest, config = self._documents.get(row.digest) or self._read_documents(row.digest, row.media_type)
         size = row.size + sum(blob.size for blob in (manifest.config, *manifest.layers))
         shown = tuple(sorted(familiar(name) for name in names))
         return Image(manifest.digest, shown, manifest, config, size, moment(row.created))
+
+
+def _find(connection: sqlite3.Connection, reference: str) -> ImageRow:
+    digest = _by_digest(connection, reference) or images.tagged(connection, normalize(reference))
+    row = images.find(connection, digest) if digest else None
+    if row is None:
+        raise _unknown(reference)
+    return row
+
+
+def _unknown(reference: str) -> NotFound:
+    return NotFound(f"there is no image {reference!r}", hint="`layerfs image ls` lists what is there")
 
 
 def _by_digest(connection: sqlite3.Connection, text: str) -> str | None:
@@ -301,9 +326,9 @@ def _by_digest(connection: sqlite3.Connection, text: str) -> str | None:
     return found[0] if found else None
 
 
-def _check_unused(image: Image, by: Sequence[str]) -> None:
+def _check_unused(image: str, by: Sequence[str]) -> None:
     if by:
         raise FailedPrecondition(
-            f"cannot remove the image {image.name}: it has the clones {', '.join(by[:5])}",
+            f"cannot remove the image {image}: it has the clones {', '.join(by[:5])}",
             hint="remove these first: layerfs rm NAME",
         )

@@ -121,13 +121,17 @@ class Leases:
         live = [row.id for row in leases.every(connection) if remaining(row, at) > 0]
         return Held(*(frozenset[str]().union(*(leases.named(connection, it, kind) for it in live)) for kind in Leased))
 
-    def drop_expired(self) -> None:
-        """Delete the leases that are over; the caller holds the store alone, for else one might just be renewed."""
-        at = self._now()
-        with self._database.write() as connection:
-            for row in leases.every(connection):
-                if remaining(row, at) <= 0:
-                    leases.delete(connection, row.id)
+    def drop_expired(self) -> tuple[str, ...]:
+        """Delete the leases that are over, and return their ids.
+
+        The caller holds the store alone, for else one might just be renewed.
+        """
+        expired = self.expired()
+        if expired:
+            with self._database.write() as connection:
+                for lease in expired:
+                    leases.delete(connection, lease)
+        return expired
 
     # What a lease does
 

@@ -26,6 +26,9 @@ Place = NewType("Place", int)
 STORE = Place(0)
 """The store as a whole: shared for work, exclusive for what deletes what nobody names (prune)."""
 
+GATE = Place(1)
+"""The way to the store: exclusive for those who wait until nobody works with it."""
+
 _UPPER, _NAMED, _OWNER = (Place(1 << bit) for bit in (59, 60, 61))
 _FLOCK = struct.Struct("hhqqi4x")
 """``struct flock`` of 64-bit Linux: type, whence, start, length, pid."""

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 TEMPORARY = "tmp/"
 """Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
+
+_COURTESY = 2.0
+"""Seconds that somebody who is to work with the store lets those pass who wait for it to be empty."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,21 +55,46 @@ class Parts:
 
         return Leases(self.database, self.lock_file, now=partial(now, self.clock))
 
-    def working(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def working(self) -> Iterator[None]:
         """Hold the store against what deletes the bytes that nobody names yet."""
-        return locks.locked(self.lock_file, locks.STORE, exclusive=False, what="the store")
+        # Those who come let those pass who wait for it to be empty, else these might wait for ever; but not for long,
+        # for a caller that works already would wait for itself.
+        with suppress(Busy), self._locked(locks.GATE, exclusive=False, timeout=_COURTESY):
+            pass
+        with self._locked(locks.STORE, exclusive=False, timeout=None):
+            yield
 
-    def alone(self, *, wait: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def alone(self, *, wait: bool) -> Iterator[None]:
         """Hold the store for oneself; raise `Busy` if somebody works with it and ``wait`` is false."""
-        timeout = None if wait else 0
-        return locks.locked(self.lock_file, locks.STORE, exclusive=True, what="the store", timeout=timeout)
+        if not wait:
+            with self._locked(locks.STORE, exclusive=True, timeout=0):
+                yield
+            return
+        with ExitStack() as stack:
+            with self._locked(locks.GATE, exclusive=True, timeout=None):
+                stack.enter_context(self._locked(locks.STORE, exclusive=True, timeout=None))
+            yield
+
+    def _locked(self, place: locks.Place, *, exclusive: bool, timeout: float | None) -> AbstractContextManager[None]:
+        return locks.locked(self.lock_file, place, exclusive=exclusive, what="the store", timeout=timeout)
+
+    @contextmanager
+    def holding(self, key: str, what: str) -> Iterator[None]:
+        """Hold the writable directory of an active snapshot; raise `Busy` where another process does."""
+        while True:
+            snapshot = self.snapshotter.snapshot(key)
+            with locks.locked(self.lock_file, locks.upper(snapshot.id), exclusive=True, what=what, timeout=0):
+                # Who held it before may have put another snapshot in its place (rollback, snapshot).
+                if self.snapshotter.snapshot(key).id == snapshot.id:
+                    yield
+                    return
 
     @contextmanager
     def writing(self, key: str, what: str) -> Iterator[None]:
         """Hold an active snapshot that nobody has mounted; raise `Busy` that says where it is mounted otherwise."""
-        snapshot = self.snapshotter.snapshot(key)
-        place = locks.upper(snapshot.id)
-        with locks.locked(self.lock_file, place, exclusive=True, what=what, timeout=0):
+        with self.holding(key, what):
             used = mounting.users(self.snapshotter.mounts(key))
             if used:
                 where = ", ".join(str(point.path) for point in used)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -92,14 +92,19 @@ class Reclaim:
 
         Bytes that no row names, such as a crash leaves, are deleted too, and leases that are over.
         """
+        wanted = {(item.kind, item.name) for item in plan.items}
         with self._parts.alone(wait=True):
-            still = set(self.plan().items)
-            return self._remove(PrunePlan(tuple(item for item in plan.items if item in still)))
+            gone = [Item(ItemKind.LEASE, lease, 0) for lease in self._parts.leases.drop_expired()]
+            gone += self._remove_images(name for kind, name in wanted if kind is ItemKind.IMAGE)
+            rest = [item for item in self._plan(()).items if (item.kind, item.name) in wanted]
+            self._remove(rest)
+            return PrunePlan((*gone, *rest))
 
     def collect(self) -> None:
         """Remove layers and blobs of no image, unless somebody works with the store just now: `prune` gets them."""
         with suppress(Busy), self._parts.alone(wait=False):
-            self._remove(self._plan(()))
+            self._parts.leases.drop_expired()
+            self._remove(self._plan(()).items)
 
     def _plan(self, doomed: Collection[Image]) -> PrunePlan:
         gone = {image.digest for image in doomed}
@@ -113,7 +118,7 @@ class Reclaim:
                 *(Item(ItemKind.LEASE, lease, 0) for lease in self._parts.leases.expired()),
                 *(Item(ItemKind.IMAGE, image.digest, 0) for image in doomed),
                 *(self._snapshot_item(info) for info in self._removable(layers | held.snapshots)),
-                *(Item(ItemKind.BLOB, digest, self._parts.blobs.size(digest)) for digest in unused),
+                *map(self._blob_item, unused),
             )
         )
 
@@ -121,20 +126,25 @@ class Reclaim:
         with self._parts.database.read() as connection:
             return self._parts.leases.held(connection)
 
-    def _remove(self, plan: PrunePlan) -> PrunePlan:
-        self._parts.leases.drop_expired()
-        by_kind = {kind: [item.name for item in plan.items if item.kind is kind] for kind in ItemKind}
-        if by_kind[ItemKind.IMAGE]:
-            with self._parts.database.write() as connection:
-                for digest in by_kind[ItemKind.IMAGE]:
+    def _remove_images(self, digests: Iterable[str]) -> Iterator[Item]:
+        """Delete the rows of images that are still nobody's: a name or a clone may have come meanwhile."""
+        with self._parts.database.write() as connection:
+            held = self._parts.leases.held(connection).images
+            for digest in digests:
+                used = images.tags(connection, digest) or clones.of_image(connection, digest) or digest in held
+                if not used and images.find(connection, digest):
                     images.delete(connection, digest)
+                    yield Item(ItemKind.IMAGE, digest, 0)
+
+    def _remove(self, items: Sequence[Item]) -> None:
+        names = [item.name for item in items if item.kind in {ItemKind.LAYER, ItemKind.SNAPSHOT}]
         # Blobs before snapshots: on a full disk their space is what the database needs to go on.
-        for digest in by_kind[ItemKind.BLOB]:
-            self._parts.blobs.remove(Digest(digest))
+        for item in items:
+            if item.kind is ItemKind.BLOB:
+                self._parts.blobs.remove(Digest(item.name))
         self._parts.blobs.cleanup()
-        remove_unused(self._parts, by_kind[ItemKind.LAYER] + by_kind[ItemKind.SNAPSHOT])
+        remove_unused(self._parts, names)
         self._parts.snapshotter.cleanup()
-        return plan
 
     def _unnamed_images(self) -> list[Image]:
         with self._parts.database.read() as connection:
@@ -183,6 +193,12 @@ class Reclaim:
         except (NotFound, Corrupt):  # what is damaged can be removed all the same
             size = 0
         return Item(kind, info.name, size)
+
+    def _blob_item(self, digest: Digest) -> Item:
+        size = 0
+        with suppress(NotFound):  # somebody else removed it meanwhile
+            size = self._parts.blobs.size(digest)
+        return Item(ItemKind.BLOB, digest, size)
 
     def _image_usage(self, image: Image, sharers: Counter[str]) -> DiskUsage:
         exclusive, shared = Usage(), Usage()

@@ -118,6 +118,17 @@ def test_a_clone_keeps_itself_if_asked(store: layerfs.Store, tmp_path: Path) -> 
     kept.remove()
 
 
+def test_a_fork_of_a_name_that_was_used_before(store: layerfs.Store, image: layerfs.Image) -> None:
+    clone = store.clone(image.name, "one")
+    for labels in (("fork-two",), ("fork-two", "fork-two-2")):
+        clone.fork("two").remove()
+        assert clone.snapshots() == labels
+    clone.fork("two")
+    with pytest.raises(layerfs.AlreadyExists, match="a clone 'two' exists"):
+        clone.fork("two")
+    assert len(clone.snapshots()) == 3
+
+
 def test_snapshots_forks_and_the_way_back(store: layerfs.Store, image: layerfs.Image) -> None:
     clone = store.clone("test:1", "one")
     with clone.mounted() as root:
