@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from layerfs.layer.compression import Compression
     from layerfs.layer.limits import LimitExceeded, Limits
     from layerfs.leases import Lease
+    from layerfs.migrating.migration import Migrated
     from layerfs.opening import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
     from layerfs.reclaim import DiskUsage, PrunePlan
     from layerfs.snapshotter import Snapshotter
@@ -126,6 +127,7 @@ _HOMES = {
     "layerfs.layer.compression": ("Compression",),
     "layerfs.layer.limits": ("LimitExceeded", "Limits"),
     "layerfs.leases": ("Lease",),
+    "layerfs.migrating.migration": ("Migrated",),
     "layerfs.opening": ("open_store",),
     "layerfs.reclaim": ("DiskUsage", "PrunePlan"),
     "layerfs.snapshotter": ("Snapshotter",),
@@ -168,6 +170,7 @@ __all__ = [
     "Limits",
     "Listener",
     "LoopVolume",
+    "Migrated",
     "Mount",
     "NativeChanges",
     "NoSpace",

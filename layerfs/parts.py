@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TEMPORARY = "tmp/"
 """Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
 
+MIGRATING = "migrating/"
+"""Starts the keys of snapshots that a migration is filling here; the name follows that they are to have."""
+
 _COURTESY = 2.0
 """Seconds that somebody who is to work with the store lets those pass who wait for it to be empty."""
 
@@ -130,10 +133,11 @@ class Parts:
             return None
 
     @contextmanager
-    def tree(self, key: str, *, held: bool = False) -> Iterator[Path]:
+    def tree(self, key: str, *, held: bool = False, place: Path | None = None) -> Iterator[Path]:
         """Give the whole tree of a snapshot for reading; "" is an empty one.
 
-        ``held`` tells that the caller is inside `writing` for the key.
+        ``held`` tells that the caller is inside `writing` for the key. ``place`` is where to mount what must be
+        mounted, by default a private temporary directory.
         """
         root = self.layer_root(key) if key else None
         if root is not None and root.whiteouts is Whiteouts.REMOVE:
@@ -144,19 +148,19 @@ class Parts:
                 yield used[0].path
                 return
             hold = nullcontext() if held else self.writing(key, f"the snapshot {key!r}")
-            with hold, mounting.mounted(self.snapshotter.mounts(key)) as mounted:
+            with hold, mounting.mounted(self.snapshotter.mounts(key), place) as mounted:
                 yield mounted
         else:
-            with self.temporary_view(key) as mounted:
+            with self.temporary_view(key, place) as mounted:
                 yield mounted
 
     @contextmanager
-    def temporary_view(self, parent: str) -> Iterator[Path]:
+    def temporary_view(self, parent: str, place: Path | None = None) -> Iterator[Path]:
         """Give a read-only mount of a committed snapshot ("" for an empty tree) as long as the block runs."""
         key = f"{TEMPORARY}{self.snapshotter.owner}/{os.urandom(8).hex()}"
         mounts = self.snapshotter.view(key, parent)
         try:
-            with mounting.mounted(mounts) as mounted:
+            with mounting.mounted(mounts, place) as mounted:
                 yield mounted
         finally:
             mounting.release_shared(mounts)

@@ -15,7 +15,7 @@ from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
 from layerfs.leases import Held
 from layerfs.metadata import clones, images
-from layerfs.parts import TEMPORARY, Parts
+from layerfs.parts import MIGRATING, TEMPORARY, Parts
 from layerfs.unpacking import LAYER_LABEL, UNPACKING
 
 
@@ -179,7 +179,7 @@ class Reclaim:
             return True
         if info.name.startswith(PREFIX):
             return info.name.partition("@")[0] not in owned
-        if info.name.startswith(UNPACKING):
+        if info.name.startswith((UNPACKING, MIGRATING)):
             return True  # only asked by those who hold the store alone, so nobody is unpacking
         if info.name.startswith(TEMPORARY):
             token = info.name.removeprefix(TEMPORARY).partition("/")[0]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
+    from layerfs.migrating.migration import Migrated
     from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
     from layerfs.registry.options import Options as RegistryOptions
 
@@ -253,6 +254,26 @@ class Store(Closing):
     def du(self) -> tuple[DiskUsage, ...]:
         """Return what each image and each clone takes, alone and together with others."""
         return self._reclaim.usage()
+
+    def migrate(
+        self, target: Store, names: Sequence[str] = (), *, remove: bool = False, listener: Listener = ignore
+    ) -> Migrated:
+        """Carry everything, or the images and clones of these names with what they stand on, to another store.
+
+        Each snapshot is compared before it gets its name there. Nothing changes here, unless ``remove`` asks to remove
+        at the end what was carried. An interrupted migration goes on where it ended. Raise `Busy` for a clone that is
+        mounted, `AlreadyExists` for a name that the target has of its own, `FailedPrecondition` for another id map and
+        for a clone that was changed since it was carried, `Corrupt` where the two trees are not the same.
+        """
+        from layerfs.migrating.migration import migrate  # noqa: PLC0415  few stores are ever migrated
+        from layerfs.migrating.plan import Side  # noqa: PLC0415  as above
+
+        there = Side(target._parts, target._images, target._clones)
+        source = Side(self._parts, self._images, self._clones)
+        done = migrate(source, there, names, remove=remove, listener=listener)
+        if remove:
+            self._reclaim.collect()
+        return done
 
     def check(
         self,

@@ -24,7 +24,7 @@ from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.kernel import mounting
 from layerfs.layer.digest import Digest
-from layerfs.layer.limits import Limits
+from layerfs.layer.limits import UNLIMITED
 from layerfs.metadata import images, seals, snapshots
 from layerfs.metadata.seals import Seal
 from layerfs.parts import TEMPORARY, Parts
@@ -32,18 +32,6 @@ from layerfs.sealing import inventory
 from layerfs.sealing.book import Book
 from layerfs.sealing.contents import HollowFiles
 from layerfs.unpacking import Layer, Unpacker
-
-_MOST = 1 << 62
-ANY = Limits(
-    stream_bytes=_MOST,
-    file_bytes=_MOST,
-    entries=_MOST,
-    header_bytes=1 << 30,
-    global_bytes=1 << 30,
-    depth=1 << 20,
-    ratio=_MOST,
-)
-"""For layers that were taken in once, with whatever limits: their digests tell that they are still the same."""
 
 _ACTION = "check"
 _SHOWN = 20
@@ -278,7 +266,7 @@ def unpacked_again(
             root = parts.layer_root(key)
             if root is None:
                 root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
-            unpacker = Unpacker(parts, limits=ANY, listener=listener)
+            unpacker = Unpacker(parts, limits=UNLIMITED, listener=listener)
             applied = unpacker.again(known.layer, root, known.chains, filler=hollow.fill)
             yield root, Seal(applied.entries, applied.size, applied.diff_id), applied.lists_root
     finally:

@@ -1,9 +1,9 @@
 """List what changed between two trees, or what the upper directory of an overlay changes in the layers below it.
 
 Compared are type, mode, owner, size, modification time to the nanosecond, extended attributes, device numbers, targets
-of symbolic links, and which names are links to one file; contents on request. Sockets count as absent: no layer can
-hold one. Both walks go by descriptors and give the same answer for the same trees; the one of two whole trees is the
-oracle.
+of symbolic links, and which names are links to one file; contents on request. Sockets count as absent, for no layer can
+hold one, unless they are asked for. Both walks go by descriptors and give the same answer for the same trees; the one
+of two whole trees is the oracle.
 """
 
 from __future__ import annotations
@@ -54,26 +54,34 @@ class Change:
 
 
 def changes(
-    lower: Path | None, upper: Path, *, verify_content: bool = False, candidates: Candidates | None = None
+    lower: Path | None,
+    upper: Path,
+    *,
+    verify_content: bool = False,
+    candidates: Candidates | None = None,
+    sockets: bool = False,
 ) -> Iterator[Change]:
     """List what makes the tree ``lower`` into the tree ``upper``, sorted by path; None is a tree without anything.
 
     ``verify_content`` reads the files that look equal, to find an edit that kept size and modification time.
     ``candidates`` tell where to look, which gives the same answer if they are right (`layerfs.contract.NativeChanges`).
+    ``sockets`` lists these, too.
     """
     whole = LayerRoot(upper, Whiteouts.REMOVE)
     if lower is None or candidates is None:
-        return iter(_Comparison(lower, whole, verify_content=verify_content).run())
-    return iter(_selected(lower, whole, candidates, verify_content=verify_content))
+        return iter(_Comparison(lower, whole, verify_content=verify_content, sockets=sockets).run())
+    return iter(_selected(lower, whole, candidates, verify_content=verify_content, sockets=sockets))
 
 
-def _selected(lower: Path, upper: LayerRoot, candidates: Candidates, *, verify_content: bool) -> list[Change]:
+def _selected(
+    lower: Path, upper: LayerRoot, candidates: Candidates, *, verify_content: bool, sockets: bool
+) -> list[Change]:
     """Compare the candidates only."""
     unseen = UnseenNames(lower, upper.path)
     paths = set(candidates.paths)
     while True:
         only = _Only(paths, candidates.trees)
-        comparison = _Comparison(lower, upper, verify_content=verify_content, only=only)
+        comparison = _Comparison(lower, upper, verify_content=verify_content, only=only, sockets=sockets)
         found = comparison.run()
         # A file that lost or got a name changes those of its names that nobody touched.
         try:
@@ -85,16 +93,16 @@ def _selected(lower: Path, upper: LayerRoot, candidates: Candidates, *, verify_c
         paths |= more
 
 
-def upper_changes(upper: LayerRoot, lower: Path | None) -> Iterator[Change]:
+def upper_changes(upper: LayerRoot, lower: Path | None, *, sockets: bool = False) -> Iterator[Change]:
     """List what an overlay's upper directory changes in ``lower``, a view of the layers below it merged.
 
     The answer is that of `changes` for the merged trees, but only the upper directory is walked. Files that were
     copied up and not changed are left out, by comparing their contents. Where a copy-up broke a hard link, the names
     that stayed below are not listed, as nothing happened to them; `changes` cannot tell which these are and lists all.
-    Raise `FailedPrecondition` for an upper directory that refers to lower names (redirect_dir, metacopy), which no
-    layer can say.
+    ``sockets`` lists these, too. Raise `FailedPrecondition` for an upper directory that refers to lower names
+    (redirect_dir, metacopy), which no layer can say.
     """
-    return iter(_Comparison(lower, upper, verify_content=True).run())
+    return iter(_Comparison(lower, upper, verify_content=True, sockets=sockets).run())
 
 
 @dataclass(slots=True)
@@ -140,7 +148,13 @@ class _Comparison:
     """One comparison of a lower tree with a whole upper one, or with what an overlay holds of it."""
 
     def __init__(
-        self, lower: Path | None, upper: LayerRoot, *, verify_content: bool, only: _Only | None = None
+        self,
+        lower: Path | None,
+        upper: LayerRoot,
+        *,
+        verify_content: bool,
+        only: _Only | None = None,
+        sockets: bool = False,
     ) -> None:
         self._lower_path = lower
         self._upper_path = upper.path
@@ -149,6 +163,7 @@ class _Comparison:
         self._verify_content = verify_content
         self._prefix = attributes.overlay_prefix(upper.whiteouts)
         self._only = only
+        self._sockets = sockets
         self.links = Links()
         """What was seen of files with several names."""
         self._found: list[Change] = []
@@ -207,7 +222,7 @@ class _Comparison:
         path = frame.path + name
         after = self._seen(self._upper.fd, name, path)
         before = _status(self._lower.fd, name) if frame.in_lower else None
-        if before is not None and stat.S_ISSOCK(before.st_mode):
+        if before is not None and self._is_left_out(before):
             before = None
         if before is not None:
             self._note_lower(path, before, after)
@@ -244,7 +259,7 @@ class _Comparison:
         status = _status(directory, name)
         if status is None:
             return None
-        if stat.S_ISSOCK(status.st_mode):
+        if self._is_left_out(status):
             _log.info("left out the socket %s", shown(path))
             return None
         if not self._partial:
@@ -256,6 +271,9 @@ class _Comparison:
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             self._refuse_references(name, path)
         return status
+
+    def _is_left_out(self, status: os.stat_result) -> bool:
+        return not self._sockets and stat.S_ISSOCK(status.st_mode)
 
     def _mark(self, name: bytes, mark: bytes) -> bytes | None:
         """Read a mark of the overlay on a name in the present upper directory."""

@@ -46,6 +46,19 @@ class Limits:
     """Uncompressed bytes that ``ratio`` does not look at."""
 
 
+_MOST = 1 << 62
+UNLIMITED = Limits(
+    stream_bytes=_MOST,
+    file_bytes=_MOST,
+    entries=_MOST,
+    header_bytes=1 << 30,
+    global_bytes=1 << 30,
+    depth=1 << 20,
+    ratio=_MOST,
+)
+"""For layers that were taken in once, with whatever limits: their digests tell that they are still the same."""
+
+
 def check(limits: Limits, name: str, value: int, what: str) -> None:
     """Raise `LimitExceeded` where ``value`` is beyond the setting ``name``."""
     allowed: int = getattr(limits, name)

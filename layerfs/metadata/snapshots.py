@@ -229,6 +229,11 @@ def rename(connection: sqlite3.Connection, snapshot_id: SnapshotId, name: str) -
     connection.execute("UPDATE snapshots SET name = ? WHERE id = ?", (name, snapshot_id))
 
 
+def set_times(connection: sqlite3.Connection, snapshot_id: SnapshotId, created: int, updated: int) -> None:
+    """Say when a snapshot was made and changed, in nanoseconds since 1970."""
+    connection.execute("UPDATE snapshots SET created = ?, updated = ? WHERE id = ?", (created, updated, snapshot_id))
+
+
 def delete(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> None:
     """Delete a row and its labels."""
     connection.execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))

@@ -124,18 +124,22 @@ def _store_in_session(ctx: click.Context, param: click.Parameter, value: Any) ->
     session = ctx.ensure_object(Session)
     match param.name:
         case "option":
-            session.options.update(_key_value(ctx, param, text) for text in value)
+            session.options.update(key_value(ctx, param, value))
         case "verbose":
             session.verbosity += value
         case str(name) if value:
             setattr(session, name, value)
 
 
-def _key_value(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", ctx, param)
-    return key, value
+def key_value(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    """Read repeated KEY=VALUE, as the callback of an option."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", ctx, param)
+        pairs[key] = value
+    return pairs
 
 
 def _complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001  click's signature
