@@ -101,7 +101,7 @@ class LayerDirectories:
     def strangers(self) -> list[Path]:
         """Return what is in ``root`` or its two rooms and is no snapshot's (`layerfs.contract.Tidy`)."""
         rooms = {
-            self.root: {".new", ".removed", "xattrs", trial.PLACE, tree.LOST},
+            self.root: {".new", ".removed", "xattrs", trial.PLACE},
             self.root / ".new": {"xattrs"},
             self.root / ".removed": set[str](),
         }
@@ -109,7 +109,7 @@ class LayerDirectories:
             room / name
             for room, own in rooms.items()
             for name in sorted(os.listdir(room))
-            if name not in own and not name.isdecimal()
+            if name not in own and not (name.isdecimal() or name.startswith(tree.LOST))
         ]
 
     def try_out(self, mounts: Callable[[Path, Path], Sequence[Mount]]) -> None:

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerfs import locks, rules
@@ -147,7 +147,7 @@ class Snapshotter:
             for snapshot, plan in zip(made, plans, strict=True):
                 self.holdings.create(snapshot, repr(plan.name))
             yield made
-            self.holdings.freeze_all(made)
+            self.holdings.freeze_all(self._stacked(plans, made))
             with self._database.write() as connection:
                 for plan, snapshot in zip(plans, made, strict=True):
                     parent = rules.parent(connection, plan.parent)
@@ -158,6 +158,17 @@ class Snapshotter:
         except BaseException:
             self._recovery.undo_creations(made)
             raise
+
+    def _stacked(self, plans: Sequence[Planned], made: Sequence[Snapshot]) -> list[Snapshot]:
+        """Return new snapshots with the parents that they are about to get: what is kept of a stack is of all of it."""
+        chains: dict[str, tuple[SnapshotId, ...]] = {}
+        with self._database.read() as connection:
+            for plan, snapshot in zip(plans, made, strict=True):
+                below = chains.get(plan.parent)
+                if below is None:
+                    below = snapshots.ancestors(connection, rules.parent(connection, plan.parent))
+                chains[plan.name] = (snapshot.id, *below)
+        return [replace(each, parents=chains[plan.name][1:]) for plan, each in zip(plans, made, strict=True)]
 
     def empty(self, snapshot: Snapshot) -> None:
         """Throw away what was written to a snapshot of `together`."""

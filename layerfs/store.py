@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from layerfs.checking.problem import Problem
+    from layerfs.checking.repair import Remedy
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
@@ -288,9 +289,25 @@ class Store(Closing):
         ``deep`` reads these as well, but of snapshots that were found whole less than ``older_than`` ago; ``jobs`` at a
         time, by default one for each processor. The listener, which several threads call, hears how far it is.
         """
-        from layerfs.checking import examine  # noqa: PLC0415  only those who look for problems need it
+        from layerfs.checking.examine import examine  # noqa: PLC0415  only those who look for problems need it
 
         return examine(self._parts, self._clock, deep=deep, older_than=older_than, jobs=jobs, listener=listener)
+
+    def repair(
+        self,
+        *,
+        deep: bool = True,
+        force: bool = False,
+        options: RegistryOptions | None = None,
+        listener: Listener = ignore,
+    ) -> tuple[Remedy, ...]:
+        """Return what can be done about each problem that `check` finds; ``force`` does it, and tells what came of it.
+
+        ``options`` say how registries are asked for blobs; none is asked without them.
+        """
+        from layerfs.checking.repair import repair  # noqa: PLC0415  only those who mend need it
+
+        return repair(self._parts, self._clock, deep=deep, force=force, options=options, listener=listener)
 
     @cached_property
     def _reclaim(self) -> Reclaim:

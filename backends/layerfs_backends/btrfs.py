@@ -184,7 +184,9 @@ class BtrfsDriver:
         """List what is no snapshot's (`layerfs.contract.Tidy`)."""
         names = sorted(os.listdir(self._root))
         own = {_FROZEN, _TRIED, trial.PLACE}
-        return [self._root / name for name in names if not name.isdecimal() and name not in own]
+        return [
+            self._root / name for name in names if not (name.isdecimal() or name in own or name.startswith(tree.LOST))
+        ]
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""

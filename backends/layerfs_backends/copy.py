@@ -75,7 +75,7 @@ class CopyDriver:
     def strangers(self) -> Iterable[Path]:
         """List what is no snapshot's (`layerfs.contract.Tidy`)."""
         names = sorted(os.listdir(self._root))
-        return [self._root / name for name in names if not name.isdecimal() and name != tree.LOST]
+        return [self._root / name for name in names if not (name.isdecimal() or name.startswith(tree.LOST))]
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""

@@ -12,13 +12,25 @@ privilege beyond /dev/fuse and fusermount3, and has no limit of layers; a lookup
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from layerfs.contract import CopyUnit, Driver, LayerRoot, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
+from layerfs.contract import (
+    CopyUnit,
+    Damage,
+    Driver,
+    LayerRoot,
+    Mount,
+    Snapshot,
+    SnapshotId,
+    Traits,
+    Usage,
+    WritePolicy,
+)
 from layerfs.errors import (
     Busy,
     Corrupt,
@@ -33,6 +45,9 @@ from layerfs.kernel import mounting
 from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
 from layerfs_fuse.index.builder import build
+from layerfs_fuse.index.checks import check
+from layerfs_fuse.index.compare import difference
+from layerfs_fuse.index.reader import Index
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.stack import open_index, open_layer
 from layerfs_fuse.union.upper import settled
@@ -151,6 +166,29 @@ class FuseDriver:
 
         self._directories.try_out(mounts)
 
+    def check_index(self, snapshot: Snapshot) -> Damage | None:
+        """Hold the index of a snapshot against one built now (`layerfs.contract.KeepsIndex`)."""
+        place = self._index(snapshot.id)
+        if not place.exists():
+            return None  # it is built when somebody needs it
+        with ExitStack() as stack:
+            layers = [open_layer(self._directories.diff(one), stack) for one in _upwards(snapshot)]
+            try:
+                kept = stack.enter_context(open_index(place, layers))
+                check(kept)
+                fresh = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfs-index-"))) / "index"
+                build(fresh, layers, whiteouts=self._directories.whiteouts, sync=False)
+                wrong = difference(kept, stack.enter_context(Index.open(fresh)))
+            except Corrupt as error:
+                wrong = error.message
+        return Damage(snapshot.id, f"its index: {wrong}", "it can be made again: layerfs repair") if wrong else None
+
+    def renew_index(self, snapshot: Snapshot) -> None:
+        """Build the index of a snapshot from nothing but its layers (`layerfs.contract.KeepsIndex`)."""
+        with ExitStack() as stack:
+            layers = [open_layer(self._directories.diff(one), stack) for one in _upwards(snapshot)]
+            build(self._index(snapshot.id), layers, whiteouts=self._directories.whiteouts)
+
     def _finish_files(self, snapshot: Snapshot) -> None:
         """Make the files whole, and keep the union that still shows them from changing what is immutable from now on.
 
@@ -228,6 +266,11 @@ def _words(options: Mapping[str, str]) -> Sequence[str]:
             raise InvalidArgument(f"{option} is {value!r}", hint=f"give {' or '.join(values)}")
         words += values[value]
     return words
+
+
+def _upwards(snapshot: Snapshot) -> tuple[SnapshotId, ...]:
+    """Return a snapshot and those below it, the lowest first."""
+    return (*reversed(snapshot.parents), snapshot.id)
 
 
 def _stack(lowers: Sequence[Path], own: Path | None) -> tuple[str, ...]:

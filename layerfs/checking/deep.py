@@ -17,6 +17,7 @@ from threading import Event
 
 from layerfs.checking.fast import FETCH, problem
 from layerfs.checking.problem import Problem, ProblemKind
+from layerfs.checking.rows import layers_of
 from layerfs.checking.users import Users
 from layerfs.contract import KeepsIndex, Kind, LayerRoot, SnapshotId, Whiteouts
 from layerfs.errors import Corrupt, LayerfsError, NotFound
@@ -31,7 +32,7 @@ from layerfs.parts import TEMPORARY, Parts
 from layerfs.sealing import inventory
 from layerfs.sealing.book import Book
 from layerfs.sealing.contents import HollowFiles
-from layerfs.unpacking import Layer, Unpacker
+from layerfs.unpacking import LAYER_LABEL, Layer, Unpacker
 
 _ACTION = "check"
 _SHOWN = 20
@@ -88,6 +89,7 @@ class DeepCheck:
             sizes = images.blob_sizes(connection)
             below = {row.name: snapshots.ancestor_names(connection, row.name) for row in rows}
             every = snapshots.ids(connection)
+            layers = {info.name for info in snapshots.infos(connection, "sha256:") if LAYER_LABEL in info.labels}
         self._book.forget(every)
         held = self._parts.snapshotter.holdings.ids()
         known = known_layers(self._parts)
@@ -96,8 +98,8 @@ class DeepCheck:
             if row.name in known:
                 sizes.pop(str(known[row.name].layer.blob.digest), None)
             seal = sealed.get(row.name)
-            if row.id not in held or self._is_fresh(seal):
-                continue
+            if row.id not in held or self._is_fresh(seal) or (row.name in layers and row.name not in known):
+                continue  # without a blob, nothing tells what such a layer was
             work.append(self._work(row.id, row.name, known.get(row.name), seal))
         work += [self._blob_work(Descriptor("", Digest(digest), size)) for digest, size in sizes.items()]
         found = {finding.name: finding for finding in self._do(work)}
@@ -176,7 +178,7 @@ class DeepCheck:
             with unpacked_again(self._parts, known, hollow, self._hear) as (root, seal, lists_root):
                 expected = inventory.take(root.path, content=hollow.content)
         except Corrupt as error:
-            return _Finding(layer.chain, problems=(self._blob(layer.blob.digest, error),))
+            return _Finding(layer.chain, problems=(self._blamed(layer, error),))
         except NotFound:
             if self._parts.blobs.has(layer.blob):
                 raise
@@ -185,6 +187,14 @@ class DeepCheck:
             found = inventory.take(own, step=self._step(layer.chain))
         wrong = inventory.differences(expected, found, root_time=lists_root)
         return _Finding(layer.chain, wrong, seal=seal, on_top=True)
+
+    def _blamed(self, layer: Layer, error: Corrupt) -> Problem:
+        """Tell whether a layer cannot be unpacked because of its blob, or because of what is missing below it."""
+        try:
+            self._parts.blobs.check(layer.blob.digest, self._hear)
+        except Corrupt:
+            return self._blob(layer.blob.digest, error)
+        return self._unchecked(layer.chain, error)
 
     def _sealed(self, snapshot_id: SnapshotId, name: str, seal: Seal | None) -> _Finding:
         """Compare a snapshot with its seal, or seal it."""
@@ -238,15 +248,30 @@ class _StoppedError(Exception):
 
 
 def known_layers(parts: Parts) -> dict[str, KnownLayer]:
-    """Return the layers of all images by their names, as the database has them."""
+    """Return the layers of which the blob is known, by their names: of all images, and those that wait for a prune.
+
+    The documents of an image count, and the database where these cannot be read.
+    """
     found: dict[str, KnownLayer] = {}
     with parts.database.read() as connection:
-        for row in images.every(connection):
-            layers = images.layers(connection, row.digest)
-            chains = tuple(layer.chain_id for layer in layers)
-            for layer, parent in zip(layers, ("", *chains), strict=False):
-                blob = Descriptor("", Digest(layer.blob), layer.size)
-                found[layer.chain_id] = KnownLayer(Layer(blob, Digest(layer.diff_id), layer.chain_id, parent), chains)
+        listed = [(row, images.layers(connection, row.digest)) for row in images.every(connection)]
+        sealed = seals.every(connection)
+        others = [
+            (info, snapshots.ancestor_names(connection, info.name))
+            for info in snapshots.infos(connection, "sha256:")
+            if LAYER_LABEL in info.labels
+        ]
+    for row, recorded in listed:
+        layers = layers_of(parts, Digest(row.digest), row.media_type) or recorded
+        chains = tuple(layer.chain_id for layer in layers)
+        for layer, parent in zip(layers, ("", *chains), strict=False):
+            blob = Descriptor("", Digest(layer.blob), layer.size)
+            found[layer.chain_id] = KnownLayer(Layer(blob, Digest(layer.diff_id), layer.chain_id, parent), chains)
+    for info, below in others:
+        digest = Digest(info.labels[LAYER_LABEL])
+        if info.name not in found and info.name in sealed and parts.blobs.has(digest):
+            unpacked = Layer(parts.blobs.descriptor(digest), Digest(sealed[info.name].digest), info.name, info.parent)
+            found[info.name] = KnownLayer(unpacked, (*reversed(below), info.name))
     return found
 
 

@@ -66,6 +66,7 @@ BUILTINS = (
     Builtin("lease.renew", _STORE, "Give leases more time."),
     Builtin("lease.rm", _STORE, "End leases."),
     Builtin("check", _STORE, "Look for what is gone or broken, and whom that hurts."),
+    Builtin("repair", _STORE, "Show what could be done about what is wrong, and do it with --force."),
     Builtin("store", _STORE, "Make stores, and close those that live in a file of their own."),
     Builtin("store.create", _STORE, "Make a store, on request in a file with its own file system."),
     Builtin("store.close", _STORE, "Unmount a store that lives in a file, and take its devices from the kernel."),

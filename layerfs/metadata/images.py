@@ -47,6 +47,15 @@ def put(connection: sqlite3.Connection, image: ImageRow, layers: Iterable[LayerR
         tag(connection, name, image.digest)
 
 
+def set_layers(connection: sqlite3.Connection, digest: str, layers: Iterable[LayerRow]) -> None:
+    """Write down anew which layers an image has, the lowest first."""
+    connection.execute("DELETE FROM layers WHERE image = ?", (digest,))
+    connection.executemany(
+        "INSERT INTO layers (image, position, blob, size, diff_id, chain_id) VALUES (?, ?, ?, ?, ?, ?)",
+        [(digest, place, layer.blob, layer.size, layer.diff_id, layer.chain_id) for place, layer in enumerate(layers)],
+    )
+
+
 def every(connection: sqlite3.Connection) -> list[ImageRow]:
     """Return all images, the oldest first."""
     query = f"SELECT {_COLUMNS} FROM images ORDER BY created, digest"  # noqa: S608  constant

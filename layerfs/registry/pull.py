@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from typing import BinaryIO, Final, cast
 
 from layerfs.errors import LayerfsError, NotFound, OperationFailed
@@ -56,6 +57,19 @@ class RegistryImage:
         if others and not first.has(digest):
             first = next((other for other in others if other.has(digest)), first)
         return cast("BinaryIO", first.blob(self._sizes[digest]))
+
+    def again(self, blob: Descriptor, *, document: bool = False) -> BinaryIO:
+        """Open a blob by its digest at the first host that has it; a manifest is a ``document``. Its bytes may lie."""
+        errors: list[LayerfsError] = []
+        for repository in self._repositories:
+            try:
+                if document:
+                    return BytesIO(repository.manifest(str(blob.digest))[1])
+                if repository.has(blob.digest):
+                    return cast("BinaryIO", repository.blob(blob))
+            except (NotFound, OperationFailed) as error:
+                errors.append(error)
+        raise errors[-1] if errors else NotFound(f"{self._reference.repository} has no blob {blob.digest}")
 
     def _reader(self, first: Descriptor, raw: bytes) -> ReadDocument:
         def read(descriptor: Descriptor) -> bytes:

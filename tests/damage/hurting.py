@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,23 @@ def writable(store: layerfs.Store, name: str) -> Iterator[Path]:
 
 def _read_only(subvolume: Path, *, value: str) -> None:
     subprocess.run(["btrfs", "property", "set", "-f", subvolume, "ro", value], check=True)
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file, and leave its mode and its times as they are."""
+    status = path.stat()
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(status.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(status.st_size // 2)
+        file.write(bytes([byte ^ 4]))
+    path.chmod(status.st_mode)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextmanager
+def sql(store: layerfs.Store) -> Iterator[sqlite3.Connection]:
+    """Give the database, without the rules that hold its tables together, and commit."""
+    with closing(sqlite3.connect(store.path / "meta.db")) as connection, connection:
+        yield connection

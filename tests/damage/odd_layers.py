@@ -21,7 +21,7 @@ def base() -> bytes:
             _directory("var"),
             _file("var/zeros", bytes(300_000)),
             _file("var/big", bytes(range(256)) * 1000),
-            _sparse("var/sparse", 1 << 40, b"end"),
+            _sparse("var/sparse", 1 << 23, b"end"),
             _file("var/empty", b""),
             _symlink("lib", "usr/lib"),
             _file("bin/tool", b"#!/bin/sh\n", mode=0o4755, xattrs={"user.note": "kept"}),

@@ -82,3 +82,9 @@ def test_a_mounted_clone_is_nothing_wrong(store: layerfs.Store) -> None:
     with store.get_clone("work").mounted():
         assert _kinds(store.check(deep=True)) == set()
     assert not mounting.users(store.get_clone("work").mounts())
+
+
+def test_nothing_is_wrong_right_after_an_import(store: layerfs.Store, image: layerfs.Image) -> None:
+    """The index of a union, too, is that of all layers below."""
+    assert store.check(deep=True) == ()
+    assert image.name == "test:1"

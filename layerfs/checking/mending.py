@@ -1,0 +1,50 @@
+"""Put rows of the database back that other rows and the blobs tell of."""
+
+from __future__ import annotations
+
+from layerfs.checking.problem import Problem
+from layerfs.checking.rows import layers_of
+from layerfs.clones import PREFIX
+from layerfs.errors import Corrupt, NotFound
+from layerfs.layer.digest import Digest
+from layerfs.metadata import clones, images, snapshots
+from layerfs.metadata.clones import CloneRow
+from layerfs.parts import Parts
+
+
+def mend_rows(parts: Parts, problem: Problem) -> None:
+    """Put back what a problem of `layerfs.checking.rows` misses; raise `NotFound` where nothing tells what it was."""
+    if problem.name.startswith(PREFIX):
+        _mend_clone(parts, problem.name)
+    else:
+        _mend_layers(parts, Digest(problem.name))
+
+
+def _mend_clone(parts: Parts, key: str) -> None:
+    """Make the row of a clone that has its snapshot: its image is the one whose layers it stands on."""
+    with parts.database.write() as connection:
+        row = snapshots.find(connection, key)
+        if row is None:
+            raise NotFound(f"the snapshot {key!r} is gone", hint="remove the clone: layerfs rm")
+        below = set(snapshots.ancestor_names(connection, key))
+        tops = {
+            layers[-1].chain_id: (len(layers), image.digest)
+            for image in images.every(connection)
+            if (layers := images.layers(connection, image.digest))
+        }
+        standing = [tops[name] for name in below if name in tops]
+        if not standing:
+            raise NotFound(f"no image has the layers that {key!r} stands on")
+        clones.insert(connection, CloneRow(key.removeprefix(PREFIX), max(standing)[1], row.created))
+
+
+def _mend_layers(parts: Parts, digest: Digest) -> None:
+    """Write down again which layers an image has, as its manifest lists them."""
+    with parts.database.write() as connection:
+        row = images.find(connection, digest)
+        if row is None:
+            raise NotFound(f"there is no image {digest}")
+        layers = layers_of(parts, digest, row.media_type)
+        if layers is None:
+            raise Corrupt(f"the manifest or the configuration of {digest} cannot be read")
+        images.set_layers(connection, digest, layers)

@@ -1,0 +1,55 @@
+"""`layerfs repair`: mend what `layerfs check` finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+from layerfs.checking.repair import Outcome, Remedy
+from layerfs.commands.frame.problems import problem_document, problem_title
+from layerfs.commands.frame.progress import progress
+from layerfs.commands.frame.registry import plain_option
+from layerfs.commands.frame.session import Json, Session
+from layerfs.commands.frame.verb import verb
+from layerfs.registry.options import Options
+
+_PARTLY = 9
+
+
+@verb("repair", examples=["layerfs repair", "layerfs repair --force", "layerfs repair --fast --offline --force"])
+@click.option("--force", is_flag=True, help="Do it.")
+@click.option("--fast", is_flag=True, help="Look only at what `layerfs check` finds without --deep.")
+@click.option("--offline", is_flag=True, help="Ask no registry.")
+@plain_option()
+def command(session: Session, *, force: bool, fast: bool, offline: bool, plain_http: bool) -> int:
+    """Show what could be done about what is wrong, and do it with --force.
+
+    Layers are unpacked again from their blobs, and take their place while what stands on them is not mounted; blobs are
+    brought again from the registries that the names of their images say. Files that are none of the store's go to
+    lost+found in it; leftovers, and mounts of what is gone, go. What nothing can mend is named, with what is lost. The
+    exit status is 0 if nothing is wrong any more, and 9 if something is.
+    """
+    options = None if offline else Options(plain_http=plain_http)
+    with session.opened() as store, progress(session) as listener:
+        remedies = store.repair(deep=not fast, force=force, options=options, listener=listener)
+    document: dict[str, Json] = {"done": force, "remedies": [_document(remedy) for remedy in remedies]}
+    session.show(document, "\n".join(line for remedy in remedies for line in _lines(remedy)))
+    session.say(_summary(remedies, done=force))
+    return _PARTLY if any(remedy.outcome is not Outcome.MENDED for remedy in remedies) else 0
+
+
+def _document(remedy: Remedy) -> Json:
+    return {**problem_document(remedy.problem), "outcome": remedy.outcome, "remedy": remedy.words}
+
+
+def _lines(remedy: Remedy) -> list[str]:
+    return [problem_title(remedy.problem), f"  {remedy.outcome}: {remedy.words}"]
+
+
+def _summary(remedies: tuple[Remedy, ...], *, done: bool) -> str:
+    if not remedies:
+        return "nothing is wrong"
+    counts = Counter(remedy.outcome for remedy in remedies)
+    shown = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
+    return shown if done else f"{shown}; do it with `layerfs repair --force`"
