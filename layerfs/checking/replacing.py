@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 
-from layerfs.checking.deep import ANY, KnownLayer
+from layerfs.checking.deep import KnownLayer
 from layerfs.contract import KeepsIndex, Kind, LayerRoot, Mount, Snapshot, Whiteouts
 from layerfs.errors import Busy, LayerfsError, NotFound
 from layerfs.events import Listener, ignore
 from layerfs.kernel import mounting
+from layerfs.layer.limits import UNLIMITED
 from layerfs.metadata import seals, snapshots
 from layerfs.metadata.seals import Seal
 from layerfs.parts import Parts
@@ -32,7 +33,7 @@ def unpack_anew(parts: Parts, known: KnownLayer, listener: Listener = ignore) ->
             root = parts.layer_root(layer.key)
             if root is None:
                 root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
-            applied = Unpacker(parts, limits=ANY, listener=listener).again(layer, root, known.chains)
+            applied = Unpacker(parts, limits=UNLIMITED, listener=listener).again(layer, root, known.chains)
         usage = snapshotter.holdings.freeze(snapshotter.snapshot(layer.key))
     except BaseException:
         snapshotter.remove(layer.key)
