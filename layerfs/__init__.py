@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from layerfs.accounting import DiskUsage, StoreUsage
     from layerfs.checking.problem import Problem, ProblemKind
     from layerfs.clones import Clone
     from layerfs.contract import (
@@ -69,12 +70,13 @@ if TYPE_CHECKING:
     from layerfs.leases import Lease
     from layerfs.migrating.migration import Migrated
     from layerfs.opening import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
-    from layerfs.reclaim import DiskUsage, PrunePlan
+    from layerfs.reclaim import PrunePlan
     from layerfs.snapshotter import Snapshotter
     from layerfs.store import Store
     from layerfs.volume import LoopVolume
 
 _HOMES = {
+    "layerfs.accounting": ("DiskUsage", "StoreUsage"),
     "layerfs.checking.problem": ("Problem", "ProblemKind"),
     "layerfs.clones": ("Clone",),
     "layerfs.contract": (
@@ -129,7 +131,7 @@ _HOMES = {
     "layerfs.leases": ("Lease",),
     "layerfs.migrating.migration": ("Migrated",),
     "layerfs.opening": ("open_store",),
-    "layerfs.reclaim": ("DiskUsage", "PrunePlan"),
+    "layerfs.reclaim": ("PrunePlan",),
     "layerfs.snapshotter": ("Snapshotter",),
     "layerfs.store": ("Store",),
     "layerfs.volume": ("LoopVolume",),
@@ -188,6 +190,7 @@ __all__ = [
     "SnapshotId",
     "Snapshotter",
     "Store",
+    "StoreUsage",
     "Traits",
     "Transferable",
     "Unsupported",

@@ -1,15 +1,15 @@
-"""What a store takes, and what of it nobody needs any more."""
+"""What nobody needs any more of a store."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 from layerfs.clones import PREFIX, Clones, remove_unused
-from layerfs.contract import Info, Usage
+from layerfs.contract import Info
 from layerfs.errors import Busy, Corrupt, NotFound
 from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
@@ -51,34 +51,13 @@ class PrunePlan:
         return sum(item.size for item in self.items)
 
 
-@dataclass(frozen=True, slots=True)
-class DiskUsage:
-    """What one image or clone takes: alone, so that its removal frees it, and together with others."""
-
-    kind: ItemKind
-    name: str
-    exclusive: Usage
-    shared: Usage
-
-
 class Reclaim:
-    """Measure and prune a store."""
+    """Prune a store."""
 
     def __init__(self, parts: Parts, images: Images, clones: Clones) -> None:
         self._parts = parts
         self._images = images
         self._clones = clones
-
-    def usage(self) -> tuple[DiskUsage, ...]:
-        """Return what each image and clone takes: its unpacked layers, its blobs, its snapshots."""
-        found = self._images.every()
-        sharers: Counter[str] = Counter()
-        for image in found:
-            sharers.update({*image.config.chain_ids, *_blobs(image)})
-        return (
-            *(self._image_usage(image, sharers) for image in found),
-            *self._clone_usages(),
-        )
 
     def plan(self) -> PrunePlan:
         """Return what nobody needs: images without a name and a clone, layers and blobs of no image, leftovers.
@@ -200,49 +179,7 @@ class Reclaim:
             size = self._parts.blobs.size(digest)
         return Item(ItemKind.BLOB, digest, size)
 
-    def _image_usage(self, image: Image, sharers: Counter[str]) -> DiskUsage:
-        exclusive, shared = Usage(), Usage()
-        for name, usage in self._pieces(image):
-            if sharers[name] == 1:
-                exclusive += usage
-            else:
-                shared += usage
-        return DiskUsage(ItemKind.IMAGE, image.name, exclusive, shared)
-
-    def _pieces(self, image: Image) -> Iterator[tuple[str, Usage]]:
-        for chain in dict.fromkeys(image.config.chain_ids):
-            try:
-                yield chain, self._parts.snapshotter.usage(chain)
-            except NotFound:
-                continue  # not unpacked
-        for blob in dict.fromkeys(_blobs(image)):
-            yield blob, Usage(self._parts.blobs.size(blob), 1)
-
-    def _clone_usages(self) -> Iterator[DiskUsage]:
-        snapshotter = self._parts.snapshotter
-        parents = {info.name: info.parent for info in snapshotter.infos(prefix=PREFIX)}
-        clones = self._clones.every()
-        users: Counter[str] = Counter()
-        for clone in clones:
-            users.update(_below(clone.key, parents))
-        for clone in clones:
-            exclusive, shared = snapshotter.usage(clone.key), Usage()
-            for name in _below(clone.key, parents):
-                if users[name] == 1:
-                    exclusive += snapshotter.usage(name)
-                else:
-                    shared += snapshotter.usage(name)
-            yield DiskUsage(ItemKind.CLONE, clone.name, exclusive, shared)
-
 
 def _blobs(image: Image) -> tuple[Digest, ...]:
     manifest = image.manifest
     return (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
-
-
-def _below(key: str, parents: Mapping[str, str]) -> Iterator[str]:
-    """Return the clones' snapshots below one."""
-    name = parents.get(key, "")
-    while name in parents:
-        yield name
-        name = parents[name]

@@ -27,13 +27,14 @@ from layerfs.snapshotter import Snapshotter
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from layerfs.accounting import StoreUsage
     from layerfs.checking.problem import Problem
     from layerfs.checking.repair import Remedy
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
     from layerfs.migrating.migration import Migrated
-    from layerfs.reclaim import DiskUsage, PrunePlan, Reclaim
+    from layerfs.reclaim import PrunePlan, Reclaim
     from layerfs.registry.options import Options as RegistryOptions
 
 
@@ -252,9 +253,11 @@ class Store(Closing):
         """Remove what a plan names and is still not needed; wait for those who work with the store."""
         return self._reclaim.prune(plan)
 
-    def du(self) -> tuple[DiskUsage, ...]:
-        """Return what each image and each clone takes, alone and together with others."""
-        return self._reclaim.usage()
+    def du(self) -> StoreUsage:
+        """Return what the store takes, and what each image, layer and clone takes alone and together with others."""
+        from layerfs.accounting import Accounts  # noqa: PLC0415  only those who look at it need it
+
+        return Accounts(self._parts).run()
 
     def migrate(
         self, target: Store, names: Sequence[str] = (), *, remove: bool = False, listener: Listener = ignore

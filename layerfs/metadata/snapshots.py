@@ -245,6 +245,11 @@ def labels(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> dict[str,
     return {row["key"]: row["value"] for row in connection.execute(query, (snapshot_id,))}
 
 
+def with_label(connection: sqlite3.Connection, key: str) -> set[SnapshotId]:
+    """Return the snapshots that have a label, whatever its value."""
+    return {SnapshotId(row[0]) for row in connection.execute("SELECT snapshot FROM labels WHERE key = ?", (key,))}
+
+
 def set_labels(connection: sqlite3.Connection, snapshot_id: SnapshotId, values: Mapping[str, str]) -> None:
     """Replace the labels of a snapshot."""
     connection.execute("DELETE FROM labels WHERE snapshot = ?", (snapshot_id,))

@@ -302,8 +302,13 @@ def test_du(stocked: Command) -> None:
     assert usage["test:1"]["exclusive"]["size"] > 0
     assert usage["web"]["kind"] == "clone"
     lines = stocked("du").splitlines()
-    assert lines[0].split() == ["NAME", "KIND", "EXCLUSIVE", "SHARED", "INODES"]
+    assert lines[0].split() == ["NAME", "KIND", "EXCLUSIVE", "INODES", "SHARED", "SHARED", "INODES"]
     assert any(re.match(r"test:1 +image +[\d.]+ (B|[KM]iB)", line) for line in lines)
+    document = stocked.json("du", "--layers")
+    layers = [one for one in document["usage"] if one["kind"] == "layer"]
+    assert [one["users"] for one in layers] == [["test:1"]] * 3
+    assert document["total"]["size"] == sum(part["size"] for part in document["parts"].values())
+    assert "in all " in stocked.run("du").stderr
 
 
 def test_prune_shows_and_does_with_force(stocked: Command) -> None:

@@ -221,7 +221,7 @@ def test_a_layer_is_measured_once(fresh_dir: Path, tmp_path: Path) -> None:
         assert store.snapshotter.usage(image.top) == expected
         (place / "f").unlink()
         assert store.snapshotter.usage(image.top) == expected
-        assert store.du()
+        assert store.du().items
 
 
 def test_nobody_sees_a_layer_before_all_are_durable(fresh_dir: Path, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_images_share_layers_and_prune_takes_what_is_nobodys(
     (other,) = store.import_image(write_layout(tmp_path / "other", [BASE, EDIT], name="test:other"))
     assert other.top in image.config.chain_ids
     assert len(store.snapshotter.infos()) == 3
-    usage = {found.name: found for found in store.du()}
+    usage = {found.name: found for found in store.du().items}
     assert usage["test:other"].shared.size > 0
     assert usage["test:1"].exclusive.inodes > 0
     store.remove_image("test:1")
