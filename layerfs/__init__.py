@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from layerfs.leases import Lease
     from layerfs.migrating.migration import Migrated
     from layerfs.opening import open_store as open  # noqa: A004  layerfs.open, as people know it from gzip and shelve
+    from layerfs.owning import Owner
     from layerfs.reclaim import PrunePlan
     from layerfs.snapshotter import Snapshotter
     from layerfs.store import Store
@@ -131,6 +132,7 @@ _HOMES = {
     "layerfs.leases": ("Lease",),
     "layerfs.migrating.migration": ("Migrated",),
     "layerfs.opening": ("open_store",),
+    "layerfs.owning": ("Owner",),
     "layerfs.reclaim": ("PrunePlan",),
     "layerfs.snapshotter": ("Snapshotter",),
     "layerfs.store": ("Store",),
@@ -178,6 +180,7 @@ __all__ = [
     "NoSpace",
     "NotFound",
     "OperationFailed",
+    "Owner",
     "PermissionDenied",
     "Platform",
     "Problem",

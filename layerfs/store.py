@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
     from layerfs.migrating.migration import Migrated
+    from layerfs.owning import Owner
     from layerfs.reclaim import PrunePlan, Reclaim
     from layerfs.registry.options import Options as RegistryOptions
 
@@ -258,6 +259,15 @@ class Store(Closing):
         from layerfs.accounting import Accounts  # noqa: PLC0415  only those who look at it need it
 
         return Accounts(self._parts).run()
+
+    def owner(self, path: str | os.PathLike[str]) -> Owner:
+        """Return whose a path is: a file of this store, a mount, a device, or a dataset by its name.
+
+        Raise `NotFound` where there is none of these.
+        """
+        from layerfs.owning import Owning  # noqa: PLC0415  as above
+
+        return Owning(self._parts).of(os.fspath(path))
 
     def migrate(
         self, target: Store, names: Sequence[str] = (), *, remove: bool = False, listener: Listener = ignore

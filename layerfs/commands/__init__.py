@@ -58,6 +58,7 @@ BUILTINS = (
     Builtin("bundle", _CLONES, "Write an OCI runtime bundle of a clone."),
     Builtin("ls", _STORE, "List the clones."),
     Builtin("du", _STORE, "Show what images, clones and layers take on disk."),
+    Builtin("owner", _STORE, "Tell whose a file, a mount or a device is."),
     Builtin("migrate", _STORE, "Carry images and clones to a store of another driver."),
     Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),
     Builtin("lease", _STORE, "Keep what is being built from being pruned, for a time."),

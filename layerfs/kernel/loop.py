@@ -175,6 +175,17 @@ def find(path: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def backing_file(device: Path) -> str | None:
+    """Return the file that a loop device is attached to; None for a device that is free, or no loop device."""
+    try:
+        text = Path("/sys/block", device.name, "loop/backing_file").read_text(
+            encoding="utf-8", errors="surrogateescape"
+        )
+    except OSError:
+        return None
+    return text.rstrip("\n") or None
+
+
 def detach(device: Path) -> None:
     """Detach a device; one that is mounted or open goes as soon as that ends. One that is free is no error."""
     try:

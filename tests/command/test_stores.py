@@ -153,3 +153,15 @@ def test_check_names_what_is_gone_and_whom_it_hurts(layerfs: Command, layout: Pa
     assert "hurts: web" in done.stdout
     layerfs("rm", "web")
     layerfs("check")
+
+
+def test_owner(layerfs: Command, layout: Path, tmp_path: Path) -> None:
+    layerfs("image", "import", layout)
+    document = layerfs.json("owner", layerfs.store / "meta.db", tmp_path)
+    assert [(one["kind"], one["name"]) for one in document["owners"]] == [
+        ("store", str(layerfs.store)),
+        ("foreign", ""),
+    ]
+    blob = next((layerfs.store / "blobs/sha256").iterdir())
+    assert layerfs("owner", blob).splitlines()[1].split()[1:] == ["blob", blob.name[:12], "test:1"]
+    assert "No such file" in layerfs.fails(3, "owner", tmp_path / "nothing")
