@@ -28,7 +28,8 @@ from layerfs.kernel import children
 from layerfs_fuse import mounting
 from layerfs_fuse.ids import AS_THEY_ARE, IdShift
 from layerfs_fuse.mounting import Attachment
-from layerfs_fuse.operations import Files, handlers
+from layerfs_fuse.operations import handlers
+from layerfs_fuse.operations.counted import files_of
 from layerfs_fuse.server import Channel
 from layerfs_fuse.session import Wishes
 from layerfs_fuse.union import Union
@@ -70,7 +71,7 @@ def serve(
         session = channel.negotiate(wishes)
         if session is None:
             raise OperationFailed(f"the mount at {target} was taken away while it was made")
-        files = Files(union, channel, session, limit=limit, volatile=volatile)
+        files = files_of(union, channel, session, limit=limit, volatile=volatile)
         table = handlers(union, files, channel, session, users=users, groups=groups)
         _unmount_when_told(target)
         way = "passthrough" if session.passthrough else "no open"

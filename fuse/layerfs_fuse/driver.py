@@ -3,6 +3,7 @@
 ::
 
     <root>/<id>/index     the merged view of the committed snapshot <id> with all below it (`layerfs_fuse.index`)
+    <root>/<id>/quota     what it may take (`layerfs_fuse.union.ledger`)
     <root>/<id>/log       what the process that serves a mount of it had to say
 
 and what `layerfs.layerdirs` makes: upperdir, workdir and lowerdirs in overlay's format. It needs no kernel overlay, no
@@ -50,6 +51,7 @@ from layerfs_fuse.index.compare import difference
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.stack import open_index, open_layer
+from layerfs_fuse.union import ledger
 from layerfs_fuse.union.upper import settled
 
 TYPE = "fuse.layerfs"
@@ -79,6 +81,12 @@ class FuseDriver:
     def create(self, snapshot: Snapshot) -> None:
         """Make the directories (`layerfs.layerdirs`)."""
         self._directories.create(snapshot, work=snapshot.writable)
+        if snapshot.quota:
+            try:
+                self.set_quota(snapshot)
+            except BaseException:
+                self._directories.remove(snapshot.id)
+                raise
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return the one mount of the union, whose source is the snapshot's directory: by it mounts are found."""
@@ -88,6 +96,8 @@ class FuseDriver:
         options = _stack([self._directories.diff(one) for one in ids], own if snapshot.writable else None)
         if snapshot.parent is not None:
             options += (f"index={escape_path(self._index(snapshot.parent))}",)
+        if snapshot.quota:
+            options += (f"quota={escape_path(self._quota(snapshot.id))}",)
         return (Mount(TYPE, str(own), (*options, f"log={escape_path(own / 'log')}", *self._words)),)
 
     def commit(self, snapshot: Snapshot) -> None:
@@ -111,6 +121,26 @@ class FuseDriver:
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure what the snapshot adds to its parents."""
         return self._directories.usage(snapshot.id)
+
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Write the quota where the union that counts reads it (`layerfs.contract.Quotas`).
+
+        Raise `Busy` while it is mounted without one: that union does not count.
+        """
+        place = self._quota(snapshot.id)
+        mounted = bool(mounting.users(self.mounts(snapshot)))
+        if not snapshot.quota and not mounted:
+            place.unlink(missing_ok=True)
+            return
+        if snapshot.quota and "fusepy" in self._words:
+            raise Unsupported("fusepy counts nothing for a quota", hint="leave out the option server=fusepy")
+        if snapshot.quota and mounted and not ledger.is_held(place):
+            raise Busy(f"snapshot {snapshot.id} is mounted without a quota", hint="unmount it, then try again")
+        ledger.write_quota(place, snapshot.quota)
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Measure its directory; files that are open and have no name any more count only inside."""
+        return self.usage(snapshot)
 
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Delete the directory, once the process that served its last mount has ended."""
@@ -206,6 +236,9 @@ class FuseDriver:
 
     def _work(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._directories.path(id) / "work"
+
+    def _quota(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
+        return self._directories.path(id) / "quota"
 
     def _index(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._directories.path(id) / "index"

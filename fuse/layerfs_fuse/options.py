@@ -43,7 +43,8 @@ class StackOptions:
     All paths are absolute; ``lowers`` are the lower directories, the lowest first. ``index`` is a file with their
     merged view, built there if it is missing; None builds one for this mount. ``marks`` is None where the user decides.
     ``redirect`` stores changed blocks of lower files of ``redirect_from`` bytes and more instead of copying these.
-    ``aufs`` reads the lowers as branches of AUFS; ``fusepy`` serves by that package.
+    ``aufs`` reads the lowers as branches of AUFS; ``fusepy`` serves by that package. ``quota`` is a file that says what
+    the upper directory may take (`layerfs_fuse.union.ledger`).
     """
 
     lowers: tuple[Path, ...] = ()
@@ -62,6 +63,7 @@ class StackOptions:
     users: IdShift = AS_THEY_ARE
     groups: IdShift = AS_THEY_ARE
     log: Path | None = None
+    quota: Path | None = None
     flags: frozenset[str] = frozenset()
 
     @property
@@ -138,6 +140,7 @@ class _Reading:
             users=self._shift("uidmapping", "squash_to_uid"),
             groups=self._shift("gidmapping", "squash_to_gid"),
             log=self._path("log"),
+            quota=self._path("quota"),
             flags=frozenset(self._flags),
         )
 
@@ -170,7 +173,7 @@ class _Reading:
 
 _VALUES: Final = frozenset(
     {
-        "lowerdir", "upperdir", "workdir", "index", "write", "redirect_from", "log", "fsync",
+        "lowerdir", "upperdir", "workdir", "index", "write", "redirect_from", "log", "quota", "fsync",
         "uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid",
     }
 )  # fmt: skip

@@ -19,7 +19,8 @@ from layerfs_fuse.index.reader import Index
 from layerfs_fuse.mounting import Attachment
 from layerfs_fuse.options import StackOptions, parse
 from layerfs_fuse.session import Wishes
-from layerfs_fuse.union import Options, Union, Upper
+from layerfs_fuse.union import Options, Union, Upper, ledger
+from layerfs_fuse.union.counted import CountedUnion, CountedUpper
 
 _AUFS = b"aufs"
 """By which the index of branches of AUFS is known."""
@@ -41,9 +42,15 @@ def perform(source: str, options: Sequence[str], target: Path) -> None:
 def serve(source: str, options: StackOptions, target: Path, ready: Ready | None = None) -> None:
     """Mount a union and serve it until it is unmounted, in this process; raise `LayerfsError`."""
     attachment = Attachment(source, options.allow_other, options.flags | ({"ro"} if options.read_only else set()))
-    wishes = Wishes(passthrough=options.passthrough and os.geteuid() == 0, acl=options.acl)
+    # What the kernel writes by itself, or keeps back, cannot be refused.
+    counted = options.quota is not None and not options.read_only
+    wishes = Wishes(
+        passthrough=options.passthrough and not counted and os.geteuid() == 0, writeback=not counted, acl=options.acl
+    )
     with opened(options) as union:
         if options.fusepy:
+            if counted:
+                raise Unsupported("fusepy counts nothing for a quota", hint="leave out fusepy, or the quota")
             if not (options.users.identity and options.groups.identity):
                 raise Unsupported("fusepy shows owners as they are", hint="leave out fusepy, or the mapping")
             fusepy.serve(union, target, attachment, ready=ready)
@@ -67,13 +74,18 @@ def opened(options: StackOptions) -> Iterator[Union]:
         whiteouts = options.marks or own_whiteouts()
         upper = None
         if options.upper is not None and options.work is not None and not options.read_only:
-            upper = Upper.open(options.upper, options.work, marks=whiteouts)
+            kind = Upper if options.quota is None else CountedUpper
+            upper = kind.open(options.upper, options.work, marks=whiteouts)
             stack.callback(upper.close)
         layers = [open_layer(path, stack) for path in _layers(options, stack)]
         index = stack.enter_context(_index(options, layers, whiteouts))
         write = WritePolicy.REDIRECT_ON_WRITE if options.redirect else WritePolicy.COPY_ON_WRITE
         how = Options(volatile=options.volatile, write=write, redirect_from=options.redirect_from)
-        union = Union(index, layers, upper, how)
+        if isinstance(upper, CountedUpper) and options.quota is not None:
+            stack.callback(os.close, ledger.hold(options.quota))
+            union: Union = CountedUnion(index, layers, upper, how, quota=options.quota)
+        else:
+            union = Union(index, layers, upper, how)
         stack.callback(union.close)
         yield union
 

@@ -20,6 +20,7 @@ class TestOverlay2(DriverContract):
 
 class TestFuse(DriverContract):
     factory = staticmethod(fuse.open_driver)
+    limits = frozenset({"size", "inodes"})
 
 
 class TestBtrfs(DriverContract):

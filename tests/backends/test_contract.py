@@ -41,6 +41,7 @@ class TestBtrfs(DriverContract):
 @pytest.mark.root
 class TestFuse(DriverContract):
     factory = staticmethod(fuse.open_driver)
+    limits = frozenset({"size", "inodes"})
 
     @pytest.fixture
     def driver_root(self, fresh_dir: Path) -> Path:

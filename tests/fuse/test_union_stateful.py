@@ -27,11 +27,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from layerfs.contract import Mount
+from layerfs.contract import Mount, Quota
 from layerfs.kernel import mounting, syscalls
 from layerfs.tree import copy_tree
 from layerfs_fuse.index.markers import TRUSTED
 from layerfs_fuse.union import NOW, Changes, Handle, Options, Union
+from layerfs_fuse.union.ledger import write_quota
 from tests.fuse import layer_trees
 from tests.support import drivers
 from tests.support.rootless import Rootless
@@ -119,6 +120,7 @@ class UnionBesideDirectory(RuleBasedStateMachine):
 
     kernel = False
     options: Options | None = None
+    quota: Quota | None = None
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -127,7 +129,10 @@ class UnionBesideDirectory(RuleBasedStateMachine):
         # First, for Hypothesis may end an example in the middle of the next line.
         self.stack_of_contexts.callback(os.umask, os.umask(0))
         layers, self.model = self.make_layers(data)
-        self.stack = Stack(self.place, layers, options=self.options)
+        quota = self.place / "quota" if self.quota else None
+        if quota and self.quota:
+            write_quota(quota, self.quota)
+        self.stack = Stack(self.place, layers, options=self.options, quota=quota)
         shutil.copymode(self.model, self.stack.upper_path)
         os.utime(self.stack.upper_path, ns=(OLD, OLD))
         self.stack.remount()
@@ -407,7 +412,7 @@ class UnionBesideDirectory(RuleBasedStateMachine):
         held = self.held[which % len(self.held)]
         if held.writable:
             os.pwrite(held.fd, data, 3)
-            assert held.handle.write(data, 3) == len(data)
+            assert self.client.put(held.handle, data, 3) == len(data)
 
     @precondition(lambda self: self.held)
     @rule(which=st.integers(0, 5), mode=st.sampled_from([0o600, 0o640]))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +64,25 @@ def workspace(what: str) -> Iterator[Path]:
         raise AssertionError("left behind: " + "; ".join(left.lines()))
 
 
-@contextlib.contextmanager
-def btrfs() -> Iterator[Path]:
-    """Mount a fresh btrfs from a file, with the tools and not with the code under test; unmount it at the end.
+def btrfs() -> contextlib.AbstractContextManager[Path]:
+    """Mount a fresh btrfs from a file."""
+    return file_system("btrfs")
 
-    Raise ``OSError`` or ``CalledProcessError`` where the host does not allow it.
+
+@contextlib.contextmanager
+def file_system(kind: str, *, features: Sequence[str] = (), options: str = "") -> Iterator[Path]:
+    """Mount a fresh file system from a file, with the tools and not with the code under test; unmount it at the end.
+
+    ``features`` are arguments of its mkfs, ``options`` those of the mount. Raise ``OSError`` or ``CalledProcessError``
+    where the host does not allow it.
     """
-    with workspace("btrfs") as path:
-        image, target = path / "btrfs.img", path / "mnt"
+    with workspace(kind) as path:
+        image, target = path / f"{kind}.img", path / "mnt"
         target.mkdir()
         with image.open("wb") as file:
             file.truncate(BTRFS_SIZE)
-        _run("mkfs.btrfs", "-q", image)
-        _run("mount", "-o", "loop", image, target)
+        _run(f"mkfs.{kind}", "-q", *features, image)
+        _run("mount", "-o", ",".join(filter(None, ("loop", options))), image, target)
         try:
             yield target
         finally:

@@ -16,6 +16,7 @@ from layerfs_fuse.attributes import ATTRIBUTES, DIRENT, ENTRY_SIZE, U64
 from layerfs_fuse.index.builder import build
 from layerfs_fuse.index.reader import Index
 from layerfs_fuse.union import Caller, Handle, Options, Union, Upper
+from layerfs_fuse.union.counted import CountedUnion, CountedUpper
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +42,35 @@ class Seen:
 class Stack:
     """Layers in directories below ``place``, the lowest first, with their index and an upper directory."""
 
-    def __init__(self, place: Path, layers: Sequence[Path], *, options: Options | None = None) -> None:
+    def __init__(
+        self, place: Path, layers: Sequence[Path], *, options: Options | None = None, quota: Path | None = None
+    ) -> None:
         self.place = place
         self.paths = tuple(layers)
         self.upper_path, self.work_path = place / "upper", place / "work"
         for path in (self.upper_path, self.work_path):
             path.mkdir(exist_ok=True)
         self.options = options
+        self.quota = quota
         self.fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in layers]
         build(place / "index", self.fds, whiteouts=own_whiteouts(), sync=False)
         self.index = Index.open(place / "index")
-        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_whiteouts())
-        self.union = Union(self.index, self.fds, self.upper, options)
+        self._open()
+
+    def _open(self) -> None:
+        kind = Upper if self.quota is None else CountedUpper
+        self.upper = kind.open(self.upper_path, self.work_path, marks=own_whiteouts())
+        if isinstance(self.upper, CountedUpper) and self.quota is not None:
+            how = self.options or Options()
+            self.union: Union = CountedUnion(self.index, self.fds, self.upper, how, quota=self.quota)
+        else:
+            self.union = Union(self.index, self.fds, self.upper, self.options)
 
     def remount(self) -> None:
         """Close the union and open another one on the same directories."""
         self.union.close()
         self.upper.close()
-        self.upper = Upper.open(self.upper_path, self.work_path, marks=own_whiteouts())
-        self.union = Union(self.index, self.fds, self.upper, self.options)
+        self._open()
 
     def close(self) -> None:
         """Close everything."""
@@ -135,15 +146,21 @@ class Client:
     def create(self, path: bytes, mode: int = 0o644, content: bytes = b"") -> int:
         """Make a file and return its node."""
         entry, handle = self.union.create(*self.at(path), mode, os.O_RDWR, self.caller)
-        handle.write(content, 0)
+        self.put(handle, content, 0)
         handle.close()
         return self.count(entry)
 
     def write(self, path: bytes, content: bytes, offset: int = 0) -> None:
         """Write into a file."""
         handle = self.union.open(self.node(path), os.O_WRONLY)
-        handle.write(content, offset)
+        self.put(handle, content, offset)
         handle.close()
+
+    def put(self, handle: Handle, content: bytes, offset: int) -> int:
+        """Write through an open file, as the server of a union does that counts or does not."""
+        if isinstance(self.union, CountedUnion):
+            return self.union.write(handle, memoryview(content), offset)
+        return handle.write(content, offset)
 
     def read(self, path: bytes) -> bytes:
         """Return the content of a file."""

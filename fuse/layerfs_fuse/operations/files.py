@@ -51,8 +51,8 @@ _UNPACK_WRITE = WRITE_IN.unpack_from
 # Nothing waits for a close, so the kernel need not tell of it.
 _PLAIN_OPEN = OPEN_OUT.pack(0, OPEN_KEEP_CACHE | OPEN_NOFLUSH, 0)
 _PASSTHROUGH = OPEN_PASSTHROUGH | OPEN_NOFLUSH
-_KILL_SUIDGID = Changes(kill_suidgid=True)
-_COPY_AT_ONCE = 64 << 20
+KILL_SUIDGID = Changes(kill_suidgid=True)
+COPY_AT_ONCE = 64 << 20
 """Bytes that one COPY_FILE_RANGE copies at most, so that nobody else waits long; the caller asks again for the rest."""
 
 
@@ -237,7 +237,7 @@ class Files:
         """Take set-user-id away when somebody else than root opens for writing: passthrough does not tell of writes."""
         (mode,) = U32.unpack_from(self._union.attributes(node), MODE)
         if mode & stat.S_ISUID or mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-            self._union.set_attributes(node, _KILL_SUIDGID)
+            self._union.set_attributes(node, KILL_SUIDGID)
 
     def release(self, header: Header) -> Reply:
         """Note that somebody closed a node."""
@@ -271,7 +271,7 @@ class Files:
         if record is None or not record.writable:
             record = self._writable(header[3])
         if flags & WRITE_KILL_SUIDGID:
-            self._union.set_attributes(header[3], _KILL_SUIDGID)
+            self._union.set_attributes(header[3], KILL_SUIDGID)
         return WRITE_OUT.pack(record.handle.write(self._body[_DATA : _DATA + size], offset), 0)
 
     def allocate(self, header: Header) -> Reply:
@@ -296,7 +296,7 @@ class Files:
     def _copy_range(self, header: Header) -> int:
         _, start, node, _, to, length, _ = COPY_FILE_RANGE_IN.unpack_from(self._body, _AFTER_HEADER)
         target = self._writable(node).handle
-        return self._readable(header[3]).handle.copy_range(start, target, to, min(length, _COPY_AT_ONCE))
+        return self._readable(header[3]).handle.copy_range(start, target, to, min(length, COPY_AT_ONCE))
 
     # -- durability ----------------------------------------------------------------------------------------------------
 
