@@ -151,13 +151,16 @@ class BtrfsDriver:
         try:
             qgroups.limit(self._root, number, size)  # by its own directory that would need room in it
         except OSError as error:
-            if error.errno not in _NO_QGROUP:
+            if error.errno not in _NO_QGROUP | _REFUSED:
                 raise
-            if size is not None:
-                raise Unsupported(
-                    f"quotas are off on the btrfs of {self._root}",
-                    hint=f"btrfs quota enable {self._root}, or open the store once with --option quotas=on",
-                ) from error
+            if size is None:
+                return
+            if error.errno in _REFUSED:
+                raise Unsupported("only root may limit what btrfs writes", hint="use the fuse driver") from error
+            raise Unsupported(
+                f"quotas are off on the btrfs of {self._root}",
+                hint=f"btrfs quota enable {self._root}, or open the store once with --option quotas=on",
+            ) from error
 
     def quota_usage(self, snapshot: Snapshot) -> Usage:
         """Return the exclusive bytes of its qgroup."""

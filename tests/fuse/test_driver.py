@@ -29,6 +29,7 @@ class TestRedirecting(DriverContract):
     """The whole contract where every write to a lower file is redirected, be it ever so small."""
 
     factory = staticmethod(open_driver)
+    limits = frozenset({"size", "inodes"})
     options = {"write": "redirect", "redirect-from": "1"}  # noqa: RUF012  the contract's form
 
     @pytest.fixture
