@@ -279,7 +279,8 @@ class Clone:
 
         ``verify_content`` finds an edit that kept size and modification time where the driver does not tell of it.
         """
-        with self.difference(verify_content=verify_content) as difference:
+        steady = self._parts.steady(self.key)
+        with steady, self.difference(verify_content=verify_content) as difference:
             yield from difference.changes
 
     @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from layerfs import locks
 from layerfs.contract import Candidates, DirectAccess, Driver, Flattenable, Kind, LayerRoot, NativeChanges, Whiteouts
-from layerfs.errors import Busy, Unsupported
+from layerfs.errors import Busy, LayerfsError, Unsupported
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import mounting
 from layerfs.kernel.userns import IdMap
@@ -103,6 +103,25 @@ class Parts:
                 where = ", ".join(str(point.path) for point in used)
                 raise Busy(f"{what} is mounted at {where}", hint=f"unmount it first: layerfs umount {where}")
             yield
+
+    @contextmanager
+    def steady(self, *keys: str) -> Iterator[None]:
+        """Read snapshots that nobody is kept from changing; raise `Busy` or `NotFound` if one was replaced meanwhile.
+
+        What is being removed would else look like a tree from which files were deleted.
+        """
+        before = [self.snapshotter.snapshot(key).id for key in keys if key]
+        try:
+            yield
+        except (OSError, LayerfsError) as error:
+            self._check_steady(keys, before, error)
+            raise
+        self._check_steady(keys, before, None)
+
+    def _check_steady(self, keys: Sequence[str], before: Sequence[int], cause: Exception | None) -> None:
+        for key, old in zip(filter(None, keys), before, strict=True):
+            if self.snapshotter.snapshot(key).id != old:
+                raise Busy(f"{key!r} was replaced by another process meanwhile", hint="try again") from cause
 
     def layer_root(self, key: str) -> LayerRoot | None:
         """Return a snapshot's own directory where the driver shows it and it holds whole files."""

@@ -226,7 +226,12 @@ class Store(Closing):
                 return
             first, second = "", first
         lower, upper = self._key(first) if first else "", self._key(second)
-        with self._parts.working(), self._parts.tree(lower) as old, self._parts.tree(upper) as new:
+        with (
+            self._parts.working(),
+            self._parts.steady(lower, upper),
+            self._parts.tree(lower) as old,
+            self._parts.tree(upper) as new,
+        ):
             candidates = self._parts.candidates(lower, upper)
             yield from changes(old, new, verify_content=verify_content, candidates=candidates)
 

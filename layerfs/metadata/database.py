@@ -11,12 +11,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
 from layerfs.metadata.schema import MIGRATIONS
 
 _WAIT = 60.0
 """Seconds that a writer waits for the others before it gives up."""
+
+
+class _Held(NamedTuple):
+    """A connection, with the process and the thread that alone use it."""
+
+    pid: int
+    thread: threading.Thread
+    connection: sqlite3.Connection
 
 
 class Database:
@@ -29,7 +38,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[_Held] = []
         self._guard = threading.Lock()
         self._pid = os.getpid()
         try:
@@ -44,8 +53,8 @@ class Database:
         if os.getpid() != self._pid:
             return
         with self._guard:
-            for connection in self._connections:
-                connection.close()
+            for held in self._connections:
+                held.connection.close()
             self._connections.clear()
         self._local = threading.local()
 
@@ -93,16 +102,24 @@ class Database:
             raise
 
     def _connection(self) -> sqlite3.Connection:
-        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if held is not None and held[0] == os.getpid():
-            return held[1]
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None and held.pid == os.getpid():
+            return held.connection
         # A connection must not be used, nor closed, in a child of the process that made it (sqlite.org/howtocorrupt).
-        connection = self._connect()
-        self._local.held = (os.getpid(), connection)
+        held = _Held(os.getpid(), threading.current_thread(), self._connect())
+        self._local.held = held
         self._local.durable = None
         with self._guard:
-            self._connections.append(connection)
-        return connection
+            self._close_unused()
+            self._connections.append(held)
+        return held.connection
+
+    def _close_unused(self) -> None:
+        """Close the connections of threads that have ended: a service has new threads for each of its clients."""
+        unused = [held for held in self._connections if held.pid == os.getpid() and not held.thread.is_alive()]
+        for held in unused:
+            held.connection.close()
+            self._connections.remove(held)
 
     def _connect(self) -> sqlite3.Connection:
         with _translated(self.path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,23 @@ def test_what_is_no_database_is_corrupt(tmp_path: Path) -> None:
 def test_a_directory_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(PermissionDenied, match="cannot open"):
         Database(tmp_path / "missing" / "meta.db")
+
+
+def test_threads_that_end_leave_no_descriptor(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+
+    def read() -> None:
+        with database.read() as connection:
+            connection.execute("SELECT 1 FROM settings")
+
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    counts: list[int] = []
+    for _ in range(20):
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        counts.append(opened())
+    assert counts[-1] == counts[3], "SQLite keeps one at the most that it could not close at once"
+    database.close()

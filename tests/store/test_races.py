@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +217,10 @@ def remove_image(store: layerfs.Store, _scene: Scene) -> None:
     store.remove_image("test:1")
 
 
+def _no_deletions(changes: Sequence[layerfs.Change]) -> None:
+    assert changes == [], "nobody changed anything, and what is being removed must not look like it"
+
+
 CASES = {
     "two clones of one name": Case(drop_clones, clone, clone, either(OK, EXISTS), both_work),
     "two forks of one name": Case(
@@ -332,6 +336,18 @@ CASES = {
         lambda store, _: store.get_clone("web").remove(),
         each((OK, OK), (OK, BUSY), (BUSY, OK), (GONE, OK)),
         both_work,
+    ),
+    "changes beside remove": Case(
+        one_clone,
+        lambda store, _: _no_deletions(list(store.changes("web"))),
+        lambda store, _: store.get_clone("web").remove(),
+        each((OK, OK), (OK, BUSY), (GONE, OK)),
+    ),
+    "changes beside rollback": Case(
+        one_clone,
+        lambda store, _: _no_deletions(list(store.changes("web"))),
+        lambda store, _: store.get_clone("web").rollback(),
+        each((OK, OK), (OK, BUSY), (BUSY, OK)),
     ),
     "two snapshots": Case(
         one_clone,
