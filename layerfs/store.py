@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from layerfs.layer.changes import Change
     from layerfs.layer.limits import Limits
     from layerfs.leases import Lease
+    from layerfs.metrics.openmetrics import Family
     from layerfs.migrating.migration import Migrated
     from layerfs.owning import Owner
     from layerfs.reclaim import PrunePlan, Reclaim
@@ -273,6 +274,12 @@ class Store(Closing):
         from layerfs.owning import Owning  # noqa: PLC0415  as above
 
         return Owning(self._parts).of(os.fspath(path))
+
+    def metrics(self) -> tuple[Family, ...]:
+        """Measure and count what is here, for Prometheus (`layerfs.metrics.openmetrics.render` writes it)."""
+        from layerfs.metrics.gauges import gauges  # noqa: PLC0415  as above
+
+        return gauges(self._parts)
 
     def migrate(
         self, target: Store, names: Sequence[str] = (), *, remove: bool = False, listener: Listener = ignore

@@ -59,6 +59,7 @@ BUILTINS = (
     Builtin("ls", _STORE, "List the clones."),
     Builtin("du", _STORE, "Show what images, clones and layers take on disk."),
     Builtin("owner", _STORE, "Tell whose a file, a mount or a device is."),
+    Builtin("metrics", _STORE, "Print what the store takes and holds, as metrics."),
     Builtin("migrate", _STORE, "Carry images and clones to a store of another driver."),
     Builtin("prune", _STORE, "Show what nobody uses, and remove it with --force."),
     Builtin("lease", _STORE, "Keep what is being built from being pruned, for a time."),

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -40,12 +40,18 @@ if TYPE_CHECKING:
     help="Where to listen; systemd's socket comes first.",
 )
 @click.option(
+    "--metrics",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep metrics in this file up to date, for node_exporter's textfile collector.",
+)
+@click.option(
     "--print",
     "wanted",
     type=click.Choice(["service", "socket", "containerd"]),
     help="Print a systemd unit, or what containerd's configuration needs, and do nothing.",
 )
-def command(session: Session, place: Path, wanted: str | None) -> None:
+def command(session: Session, place: Path, metrics: Path | None, wanted: str | None) -> None:
     """Serve containerd's snapshots service on a unix socket, until SIGTERM.
 
     Images that containerd, Docker, nerdctl or Kubernetes unpack, and the containers that they run, are then snapshots
@@ -53,15 +59,17 @@ def command(session: Session, place: Path, wanted: str | None) -> None:
     run on while the service is started anew.
     """
     place = place.absolute()
+    metrics = metrics.absolute() if metrics else None
     if wanted:
-        text = _unit(wanted, session, place)
+        text = _unit(wanted, session, place, metrics)
         session.show({"file": text}, text.rstrip("\n"))
         return
-    _serve(session, place)
+    _serve(session, place, metrics)
 
 
-def _serve(session: Session, place: Path) -> None:
+def _serve(session: Session, place: Path, metrics: Path | None) -> None:
     from layerfs.serve import activation  # noqa: PLC0415  neither `layerfs --help` nor --print needs it
+    from layerfs.serve.counting import CallCounter, kept_up  # noqa: PLC0415  as above
     from layerfs.serve.server import Server  # noqa: PLC0415  as above
     from layerfs.serve.service import Service  # noqa: PLC0415  as above
 
@@ -71,8 +79,13 @@ def _serve(session: Session, place: Path) -> None:
                 "an ordinary user cannot serve containerd from a user namespace that only this process is in",
                 hint="run it where containerd runs: as root, or inside rootless containerd's own namespace",
             )
-        server = Server(Service(store.snapshotter).methods())
-        with activation.listening(place) as listener, _stopped_by_signals(server):
+        counter = CallCounter()
+        server = Server(counter.counted(Service(store.snapshotter).methods()))
+        with ExitStack() as stack:
+            listener = stack.enter_context(activation.listening(place))
+            stack.enter_context(_stopped_by_signals(server))
+            if metrics is not None:
+                stack.enter_context(kept_up(metrics, lambda: (*store.metrics(), *counter.families())))
             session.say(f"serving {store.driver.name} snapshots of {store.path} at {listener.getsockname()}")
             activation.notify(f"READY=1\nSTATUS={store.driver.name} in {store.path}")
             server.run(listener)
@@ -99,17 +112,17 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _unit(wanted: str, session: Session, place: Path) -> str:
+def _unit(wanted: str, session: Session, place: Path, metrics: Path | None) -> str:
     match wanted:
         case "service":
-            return units.service(_command(session, place))
+            return units.service(_command(session, place, metrics))
         case "socket":
             return units.socket(place)
         case _:
             return units.containerd(place)
 
 
-def _command(session: Session, place: Path) -> Sequence[str]:
+def _command(session: Session, place: Path, metrics: Path | None) -> Sequence[str]:
     """Return this very call, with absolute paths."""
     program = os.path.abspath(sys.argv[0])
     words = [program, "--store", str(session.location())]
@@ -117,4 +130,4 @@ def _command(session: Session, place: Path) -> Sequence[str]:
         words += ["--backend", session.backend]
     for key, value in session.options.items():
         words += ["--option", f"{key}={value}"]
-    return [*words, "serve", "--socket", str(place)]
+    return [*words, "serve", "--socket", str(place), *(["--metrics", str(metrics)] if metrics else [])]

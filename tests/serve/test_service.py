@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -214,6 +215,24 @@ def test_systemd_s_socket_is_served_and_stays(fresh_dir: Path) -> None:
         client.close()
 
 
+def test_calls_are_in_the_metrics(fresh_dir: Path) -> None:
+    place, file = fresh_dir / "layerfs.sock", fresh_dir / "layerfs.prom"
+    words = ["-q", "--store", str(fresh_dir / "store"), "--backend", "copy", "serve", "--socket", str(place)]
+    process = subprocess.Popen([*PROGRAM, *words, "--metrics", str(file)])
+    try:
+        while not file.exists():
+            assert process.poll() is None
+        with closing(Client(place)) as client:
+            client.prepare("one")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    text = file.read_text()
+    assert 'layerfs_serve_calls_total{method="Prepare",status="OK"} 1\n' in text
+    assert 'layerfs_snapshots{kind="active"} 1\n' in text
+    assert text.endswith("# EOF\n")
+
+
 def test_the_units_name_this_very_call(fresh_dir: Path) -> None:
     base = [*PROGRAM, "--store", str(fresh_dir / "100% of it"), "--backend", "copy", "serve"]
     printed = {
@@ -224,3 +243,7 @@ def test_the_units_name_this_very_call(fresh_dir: Path) -> None:
     assert f"ListenStream={units.SOCKET}" in printed["socket"]
     assert f'address = "{units.SOCKET}"' in printed["containerd"]
     assert not (fresh_dir / "100% of it").exists()
+    counted = subprocess.run(
+        [*base, "--metrics", "m.prom", "--print", "service"], capture_output=True, text=True, check=True
+    )
+    assert f"--metrics {Path.cwd()}/m.prom" in counted.stdout
