@@ -22,6 +22,7 @@ from layerfs import tree, trial
 from layerfs.contract import LayerRoot, Mount, Snapshot, SnapshotId, Usage, Whiteouts
 from layerfs.errors import LayerfsError, NoSpace, Unsupported, os_error
 from layerfs.kernel import mounting, userns
+from layerfs.projects import Projects
 
 _ROOT_MODE, _WORK_MODE = 0o755, 0o711
 """The modes of a root and of a workdir (semantics of containerd's overlay snapshotter)."""
@@ -35,6 +36,7 @@ class LayerDirectories:
     def __init__(self, root: Path, whiteouts: Whiteouts) -> None:
         self.root = root
         self.whiteouts = whiteouts
+        self.projects = Projects(root, None)
 
     def path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         """Return the directory of a snapshot."""
@@ -76,6 +78,7 @@ class LayerDirectories:
         if work:
             os.mkdir(f"{new}/work")
             os.chmod(f"{new}/work", _WORK_MODE)
+        self.projects.mark(snapshot, diff, *((f"{new}/work",) if work else ()))
 
     def sync(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Put a snapshot's bytes on disk."""

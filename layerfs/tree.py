@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,18 +53,27 @@ def _split(path: Path) -> tuple[int, bytes]:
 # -- copying -----------------------------------------------------------------------------------------------------------
 
 
-def copy_tree(source: Path, destination: Path, *, squash_owner: bool = False) -> None:
+def copy_tree(
+    source: Path,
+    destination: Path,
+    *,
+    squash_owner: bool = False,
+    prepare: Callable[[Path], None] | None = None,
+) -> None:
     """Copy the directory ``source`` to ``destination``, which must not exist yet, with everything that it has.
 
     That is: contents (shared by reflink where the file system can, holes kept), hard links among themselves, owners,
     modes, extended attributes with ACLs and file capabilities, times in nanoseconds, devices, FIFOs and sockets.
-    ``squash_owner`` leaves out owners that a user namespace does not map. A failure removes what was made. Nothing is
+    ``squash_owner`` leaves out owners that a user namespace does not map. ``prepare`` is called with the destination
+    while it is empty. A failure removes what was made. Nothing is
     synced: `sync` does that. Raise `AlreadyExists`, `Busy` for a mount inside, `NoSpace` and other `LayerfsError`s.
     """
     what = f"copy {source} to {destination}"
     with _translated(what):
         os.mkdir(destination, _PRIVATE)
         try:
+            if prepare is not None:
+                prepare(destination)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             with Descent(os.open(source, flags)) as here, Descent(os.open(destination, flags | os.O_NOFOLLOW)) as there:
                 TreeCopy(here, there, squash_owner=squash_owner).run()

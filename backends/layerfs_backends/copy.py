@@ -27,6 +27,7 @@ from layerfs.contract import (
     WritePolicy,
 )
 from layerfs.errors import InvalidArgument
+from layerfs.projects import Projects
 
 
 class CopyDriver:
@@ -35,20 +36,25 @@ class CopyDriver:
     name: ClassVar[str] = "copy"
     traits: ClassVar[Traits] = Traits(CopyUnit.TREE, WritePolicy.IN_PLACE, rootless=True)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, projects: Projects) -> None:
         self._root = root
+        self._projects = projects
 
     def create(self, snapshot: Snapshot) -> None:
         """Copy the parent; a view shows the parent itself, so its own directory stays empty."""
         own = self._path(snapshot.id)
         if snapshot.parent is not None and snapshot.writable:
-            tree.copy_tree(self._path(snapshot.parent), own)
+            tree.copy_tree(self._path(snapshot.parent), own, prepare=lambda made: self._begin(snapshot, made))
         else:
             own.mkdir()
             own.chmod(0o755)  # mkdir obeys the umask, a container's root does not
         with ExitStack() as undo:
             undo.callback(tree.remove_tree, own)
+            if snapshot.parent is None:
+                self._begin(snapshot, own)
             tree.syncfs(own)
+            if snapshot.quota:
+                self._projects.check(snapshot)
             undo.pop_all()
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
@@ -64,8 +70,17 @@ class CopyDriver:
         """Measure the whole tree, for all of it is the snapshot's own; reflinked extents count as if they were, too."""
         return tree.usage(self._path(snapshot.id))
 
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Set the limits of its project (`layerfs.contract.Quotas`, `layerfs.projects`); the whole tree counts."""
+        self._projects.limit(snapshot, self._path(snapshot.id))
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return what its project takes."""
+        return self._projects.usage(snapshot.id)
+
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Delete the tree; after a crash `ids` names what is left of it."""
+        self._projects.free(id)
         tree.remove_tree(self._path(id))
 
     def ids(self) -> Iterable[SnapshotId]:
@@ -85,6 +100,12 @@ class CopyDriver:
         shown = snapshot.parent if snapshot.kind is Kind.VIEW and snapshot.parent else snapshot.id
         return LayerRoot(self._path(shown), Whiteouts.REMOVE)
 
+    def _begin(self, snapshot: Snapshot, own: Path) -> None:
+        """Let what comes to a new directory count, before there is anything in it."""
+        self._projects.mark(snapshot, own)
+        if snapshot.quota:
+            self.set_quota(snapshot)
+
     def _path(self, id: SnapshotId) -> Path:  # noqa: A002  the contract's word
         return self._root / str(id)
 
@@ -95,4 +116,4 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
         raise InvalidArgument(f"the copy driver has no option {option!r}", hint="it has none at all")
     # Layers hold setuid programs: no other user of the host may reach them (containerd's CVE-2021-41103).
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return CopyDriver(root)
+    return CopyDriver(root, Projects.find(root))

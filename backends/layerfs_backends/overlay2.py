@@ -39,6 +39,7 @@ from layerfs.errors import InvalidArgument, LayerfsError, PermissionDenied, Unsu
 from layerfs.kernel import mounting, syscalls
 from layerfs.kernel.options import MAX_LOWERS, overlay_options
 from layerfs.layerdirs import LayerDirectories, open_directories
+from layerfs.projects import Projects
 
 SHARE_ABOVE = 30
 """Layers from which children share one read-only overlay of them.
@@ -69,6 +70,12 @@ class Overlay2Driver:
                 hint="commit the clone to an image of fewer layers, or use the btrfs or the copy driver",
             )
         self._directories.create(snapshot, work=snapshot.writable and bool(snapshot.parents))
+        if snapshot.quota:
+            try:
+                self.set_quota(snapshot)
+            except BaseException:
+                self._directories.remove(snapshot.id)
+                raise
 
     def mounts(self, snapshot: Snapshot) -> Sequence[Mount]:
         """Return a bind mount where one directory is all there is to show, else an overlay.
@@ -105,8 +112,17 @@ class Overlay2Driver:
         """Measure what the snapshot adds to its parents."""
         return self._directories.usage(snapshot.id)
 
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Set the limits of its project (`layerfs.contract.Quotas`, `layerfs.projects`)."""
+        self._directories.projects.limit(snapshot, self._directories.diff(snapshot.id))
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return what its project takes, the workdir included."""
+        return self._directories.projects.usage(snapshot.id)
+
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Unmount the overlay that its children shared, and delete the directory."""
+        self._directories.projects.free(id)
         merged = self._directories.path(id) / "merged"
         if os.path.ismount(merged):
             mounting.unmount(merged)
@@ -181,7 +197,9 @@ def open_driver(root: Path, options: Mapping[str, str]) -> Driver:
     def refusal(problem: LayerfsError) -> Unsupported:
         return Unsupported(f"overlayfs does not work in {root}: {problem}", hint=_hint(root, problem))
 
-    return Overlay2Driver(open_directories(root, try_out, refusal), share_above=share_above)
+    directories = open_directories(root, try_out, refusal)
+    directories.projects = Projects.find(root)
+    return Overlay2Driver(directories, share_above=share_above)
 
 
 def _parse(options: Mapping[str, str]) -> int:

@@ -86,6 +86,7 @@ XFS_MAGIC = 0x58465342
 
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
+_NR_QUOTACTL_FD = 443
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
@@ -232,6 +233,13 @@ def _timespec(moment: int | None) -> tuple[int, int]:
     if moment is None:
         return 0, _UTIME_OMIT
     return (0, _UTIME_NOW) if moment == NOW else divmod(moment, 1_000_000_000)
+
+
+def quotactl_fd(fd: int, command: int, kind: int, id: int, data: bytearray) -> None:  # noqa: A002  quotactl(2)'s word
+    """Do a command of quotactl(2) on the file system of an open file (Linux 5.14); ``data`` is read or filled in."""
+    call = _function("syscall", _LONG, _LONG, _LONG, _LONG, ctypes.c_void_p)
+    buffer = (ctypes.c_char * len(data)).from_buffer(data)
+    _check(call(_NR_QUOTACTL_FD, fd, command << 8 | kind, id, ctypes.addressof(buffer)))
 
 
 def syncfs(fd: int) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 
-from layerfs.contract import Driver, Quota, Quotas
+from layerfs.contract import Driver, Quota, Quotas, SnapshotId
 from layerfs.errors import Busy, InvalidArgument, Unsupported
+from layerfs.kernel import projects
+from layerfs.kernel.descriptors import opened
+from layerfs.kernel.mounting import mounted
 from layerfs.testing import QuotaContract
 from layerfs.testing.driver_rules import active
 from layerfs.testing.fixtures import Shown
 from layerfs.testing.quota_rules import fill, limited
-from layerfs_backends import btrfs
+from layerfs_backends import btrfs, copy, overlay2
 from layerfs_fuse import driver as fuse
-from tests.support import drivers
+from tests.support import capabilities, drivers
 
 _MEBIBYTE = 1 << 20
 
@@ -122,3 +127,68 @@ class TestFuseOnExt4(TestFuse):
 class TestFuseThatRedirects(TestFuse):
     options: ClassVar[Mapping[str, str]] = {"write": "redirect"}
     block: ClassVar[int] = 64 << 10  # what is stored of a lower file at a time
+
+
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def with_projects(request: pytest.FixtureRequest) -> Iterator[Path]:
+    features = ("-O", "quota,project") if request.param == "ext4" else ()
+    with drivers.file_system(request.param, features=features, options="prjquota") as mount:
+        yield mount
+
+
+class ProjectQuotas(QuotaContract):
+    limits: ClassVar[frozenset[str]] = frozenset({"size", "inodes"})
+
+    @pytest.fixture
+    def driver_root(self, with_projects: Path, tmp_path: Path) -> Path:
+        return with_projects / tmp_path.name
+
+    @staticmethod
+    def writer() -> AbstractContextManager[None]:
+        """Write as containers do: ext4 lets those pass that may pass all limits of resources."""
+        return capabilities.without(capabilities.SYS_RESOURCE)
+
+    def test_a_removal_leaves_no_limits(self, driver: Driver, driver_root: Path, with_projects: Path) -> None:
+        base = int((driver_root / "projects").read_text(encoding="ascii"))
+        driver.create(limited(1, Quota(size=8 << 20, inodes=50)))
+        assert _limits(with_projects, base + 1) == Quota(8 << 20, 50)
+        driver.remove(SnapshotId(1))
+        assert _limits(with_projects, base + 1) == Quota()
+
+    def test_two_stores_have_numbers_of_their_own(self, driver: Driver, driver_root: Path) -> None:
+        driver.create(limited(1, Quota(size=8 << 20)))
+        other = type(self).factory(driver_root.with_name(f"{driver_root.name}-other"), {})
+        other.create(limited(1, Quota(size=4 << 20)))
+        assert isinstance(driver, Quotas)
+        assert isinstance(other, Quotas)
+        with mounted(other.mounts(limited(1, Quota()))) as root, self.writer():
+            assert fill(root / "file") < 5 << 20
+        assert driver.quota_usage(limited(1, Quota())).size < 1 << 20
+        other.remove(SnapshotId(1))
+        other.close()
+
+
+@pytest.mark.guest("uml")
+class TestOverlay2(ProjectQuotas):
+    factory = staticmethod(overlay2.open_driver)
+
+
+@pytest.mark.guest("uml")
+class TestCopy(ProjectQuotas):
+    factory = staticmethod(copy.open_driver)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("driver", [copy, overlay2])
+def test_without_project_quotas_the_hint_says_what_to_do(ext4: Path, driver: ModuleType, tmp_path: Path) -> None:
+    opened = driver.open_driver(ext4 / tmp_path.name, {})
+    with pytest.raises(Unsupported, match="project quotas") as caught:
+        opened.create(limited(1, Quota(size=8 << 20)))
+    assert "prjquota" in (caught.value.hint or "")
+    assert list(opened.ids()) == []
+
+
+def _limits(mount: Path, project: int) -> Quota:
+    """Ask the kernel."""
+    with opened(os.open(mount, os.O_RDONLY)) as directory:
+        return projects.read(directory, project)[0]
