@@ -221,7 +221,7 @@ class Images:
         `prune`, or right away where nobody else works with the store. An image that a lease names only loses its names.
         """
         # All in one transaction: somebody else may remove it too, or give its name to another image.
-        with self._parts.database.write() as connection:
+        with self._parts.database.write(frees=True) as connection:
             digest = _find(connection, reference).digest
             tags = images.tags(connection, digest)
             name = normalize(reference)

@@ -128,7 +128,7 @@ class Leases:
         """
         expired = self.expired()
         if expired:
-            with self._database.write() as connection:
+            with self._database.write(frees=True) as connection:
                 for lease in expired:
                     leases.delete(connection, lease)
         return expired
@@ -161,7 +161,7 @@ class Leases:
 
     def remove(self, lease: str) -> None:
         """End a lease; raise `NotFound` for one that is gone."""
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             _exactly(connection, lease)
             leases.delete(connection, lease)
 

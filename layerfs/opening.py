@@ -102,6 +102,7 @@ def open_store(
         blobs = BlobStore(place / _BLOBS)
         store = Store(Parts(place, lock_file, database, opened, snapshotter, blobs, own_map, clock), clock=clock)
         undo.pop_all()
+    database.reserve.keep()
     return store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -10,13 +11,15 @@ from enum import StrEnum
 
 from layerfs.clones import PREFIX, Clones, remove_unused
 from layerfs.contract import Info
-from layerfs.errors import Busy, Corrupt, NotFound
+from layerfs.errors import Busy, Corrupt, LayerfsError, NotFound
 from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
 from layerfs.leases import Held
 from layerfs.metadata import clones, images
 from layerfs.parts import MIGRATING, TEMPORARY, Parts
 from layerfs.unpacking import LAYER_LABEL, UNPACKING
+
+_log = logging.getLogger(__name__)
 
 
 class ItemKind(StrEnum):
@@ -85,6 +88,13 @@ class Reclaim:
             self._parts.leases.drop_expired()
             self._remove(self._plan(()).items)
 
+    def collect_after_error(self) -> None:
+        """Do so without hiding the error; what cannot be removed now, the next `prune` gets."""
+        try:
+            self.collect()
+        except LayerfsError as error:
+            _log.warning("left for a prune: %s", error)
+
     def _plan(self, doomed: Collection[Image]) -> PrunePlan:
         gone = {image.digest for image in doomed}
         kept = [image for image in self._images.every() if image.digest not in gone]
@@ -107,7 +117,7 @@ class Reclaim:
 
     def _remove_images(self, digests: Iterable[str]) -> Iterator[Item]:
         """Delete the rows of images that are still nobody's: a name or a clone may have come meanwhile."""
-        with self._parts.database.write() as connection:
+        with self._parts.database.write(frees=True) as connection:
             held = self._parts.leases.held(connection).images
             for digest in digests:
                 used = images.tags(connection, digest) or clones.of_image(connection, digest) or digest in held
@@ -116,6 +126,7 @@ class Reclaim:
                     yield Item(ItemKind.IMAGE, digest, 0)
 
     def _remove(self, items: Sequence[Item]) -> None:
+        self._parts.database.settle()  # an image whose recording failed is not there for good
         names = [item.name for item in items if item.kind in {ItemKind.LAYER, ItemKind.SNAPSHOT}]
         # Blobs before snapshots: on a full disk their space is what the database needs to go on.
         for item in items:

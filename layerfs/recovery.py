@@ -62,7 +62,7 @@ class Recovery:
                 self._recover_row(row)
             if not same_boot:
                 self._recover_boot()
-                with self._database.write() as connection:
+                with self._database.write(frees=True) as connection:
                     quotas.doubt(connection)
                     settings.put(connection, "boot", boot)
             self._keeper.recover()
@@ -84,7 +84,7 @@ class Recovery:
 
     def undo_commit(self, row: Row) -> None:
         """Take back the intent to commit, unless the commit was written."""
-        with _or_later(), self._database.write() as connection:
+        with _or_later(), self._database.write(frees=True) as connection:
             if snapshots.get(connection, row.id).state is State.COMMITTING:
                 snapshots.set_ready(connection, row.id)
                 snapshots.set_parent(connection, row.id, row.parent)
@@ -93,7 +93,7 @@ class Recovery:
     def finishing(self, row: Row) -> Iterator[sqlite3.Connection]:
         """Write that a commit took place. Its bytes are frozen: if this fails, recovery has to do it, not undo it."""
         try:
-            with self._database.write() as connection:
+            with self._database.write(frees=True) as connection:
                 yield connection
         except BaseException:
             self._given_up.add(row.id)
@@ -110,7 +110,7 @@ class Recovery:
     def remove_unnamed(self, snapshot_id: SnapshotId) -> None:
         """Delete bytes that were made in a transaction, unless it took place: an interrupt may come right after."""
         with _or_later():
-            with self._database.write() as connection:
+            with self._database.write(frees=True) as connection:
                 if snapshots.is_named(connection, snapshot_id):
                     return
                 snapshots.pass_over(connection, snapshot_id)
@@ -122,7 +122,7 @@ class Recovery:
         A row comes before its bytes, or in the transaction that made these and has ended by now. The ids of what is
         being deleted are not given away again.
         """
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             orphans = tuple(sorted(held - snapshots.ids(connection)))
             if orphans:
                 snapshots.pass_over(connection, orphans[-1])
@@ -132,8 +132,9 @@ class Recovery:
 
     def _discard(self, snapshot_id: SnapshotId) -> None:
         """Undo a creation: bytes first, since the row keeps the id from being forgotten."""
+        self._database.settle()
         self._holdings.remove(snapshot_id)
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             snapshots.delete(connection, snapshot_id)
 
     def _abandoned(self, rows: list[Row]) -> list[Row]:
@@ -176,7 +177,9 @@ class Recovery:
         with self._database.read() as connection:
             open_rows = snapshots.by_kind(connection, Kind.ACTIVE) + snapshots.by_kind(connection, Kind.VIEW)
             lost = [snapshots.snapshot(connection, row) for row in open_rows if row.id not in held]
-        with self._database.write() as connection:  # the row of an id that has bytes may be lost, but not the id
+        with self._database.write(
+            frees=True
+        ) as connection:  # the row of an id that has bytes may be lost, but not the id
             snapshots.pass_over(connection, max(held, default=SnapshotId(0)))
         self.remove_orphans(held)
         for snapshot in lost:

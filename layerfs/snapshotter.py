@@ -224,7 +224,7 @@ class Snapshotter:
 
         ``within`` is called in the transaction that removes it.
         """
-        with self._database.write() as connection:
+        with self._database.write(frees=True) as connection:
             row = rules.ready(connection, key)
             children = snapshots.children(connection, row.id)
             if children:

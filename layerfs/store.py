@@ -119,7 +119,7 @@ class Store(Closing):
                 Path(source), Intake(names, platform, unpack, limits, jobs, lease, listener)
             )
         except BaseException:
-            self._reclaim.collect()
+            self._reclaim.collect_after_error()
             raise
 
     def pull_image(
@@ -146,7 +146,7 @@ class Store(Closing):
             how = Intake(names, platform, unpack, limits, jobs, lease, listener)
             return self._images.pull(Reference.parse(name), options or Options(), how)
         except BaseException:
-            self._reclaim.collect()
+            self._reclaim.collect_after_error()
             raise
 
     def push_image(

@@ -156,20 +156,27 @@ class Channel:
         return None if header[1] in _NO_REPLY else -errno.EIO
 
     def _undeliverable(self, header: Header, error: OSError) -> None:
-        """Handle a reply that the kernel did not take: nobody waits any more (ENOENT), or it is malformed (EINVAL)."""
+        """Handle a reply that the kernel did not take: nobody waits any more (ENOENT), or it is malformed (EINVAL).
+
+        Raise ``OSError`` where it does not take another one either: who asked would wait for ever, and with it every
+        sync(2) of the machine, so the connection is to end.
+        """
         if error.errno == errno.ENOENT or error.errno in _GONE:
             return
         _LOG.error("the kernel refused the reply to %s of node %d: %s", _name(header[1]), header[3], error)
-        self._answer(header[2], -errno.EIO)
+        if not self._answer(header[2], -errno.EIO):
+            raise error
 
-    def _answer(self, unique: int, reply: int | Buffer) -> None:
-        """Write a reply off the hot path, from any thread."""
+    def _answer(self, unique: int, reply: int | Buffer) -> bool:
+        """Write a reply off the hot path, from any thread; return False where somebody still waits for one."""
         code, body = (reply, b"") if isinstance(reply, int) else (0, reply)
         try:
             os.writev(self.device, (REPLY.pack(REPLY.size + len(body), code, unique), body))
         except OSError as error:
             if error.errno != errno.ENOENT and error.errno not in _GONE:
                 _LOG.error("the kernel refused a reply: %s", error)
+                return False
+        return True
 
     def defer(self, header: Header, work: Callable[[], Buffer | int]) -> None:
         """Have ``work`` done by a worker, and its result sent as the reply; it must not touch the union."""

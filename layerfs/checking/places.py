@@ -16,7 +16,7 @@ from layerfs.metadata import snapshots
 from layerfs.parts import TEMPORARY, Parts
 from layerfs.tree import LOST
 
-_OWN = ("meta.", "lock", "blobs", "seals", "volume", LOST)
+_OWN = ("meta.", "lock", "blobs", "seals", "volume", "reserve", LOST)
 """How the names in a store's directory begin, beside that of its driver."""
 _DELETED = "//deleted"
 """What mountinfo puts behind the root of a bind mount whose directory is gone."""

@@ -6,7 +6,7 @@ import os
 import stat
 
 from layerfs.contract import LayerRoot
-from layerfs.errors import FailedPrecondition
+from layerfs.errors import FailedPrecondition, os_error
 from layerfs.layer import attributes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -30,6 +30,13 @@ def adopt_root(root: LayerRoot, below: LayerRoot) -> None:
 
     The topmost root is the one that an overlay shows.
     """
+    try:
+        _adopt(root, below)
+    except OSError as error:
+        raise os_error(f"give {root.path} the attributes of the layer below", error) from error
+
+
+def _adopt(root: LayerRoot, below: LayerRoot) -> None:
     source = os.open(below.path, _DIRECTORY)
     try:
         status = os.fstat(source)

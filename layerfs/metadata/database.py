@@ -9,12 +9,16 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
+from layerfs.metadata.reserve import Reserve, is_full
 from layerfs.metadata.schema import MIGRATIONS
+
+_UNEXPLAINED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
+"""What SQLite says of a file that it could not make, write to or sync, for whatever reason."""
 
 _WAIT = 60.0
 """Seconds that a writer waits for the others before it gives up."""
@@ -41,9 +45,10 @@ class Database:
         self._connections: list[_Held] = []
         self._guard = threading.Lock()
         self._pid = os.getpid()
+        self._doubtful = False
+        self.reserve = Reserve(path.parent / "reserve")
         try:
-            with _translated(self.path):
-                self._migrate()
+            self._open()
         except BaseException:
             self.close()
             raise
@@ -65,11 +70,15 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True, frees: bool = False) -> Iterator[sqlite3.Connection]:
         """Give a connection inside a write transaction, which is rolled back if the block raises.
 
         ``durable=False`` does not wait for the disk: the next durable commit brings it along, a power cut may lose it.
+        ``frees`` says that room becomes free by it, so that it may use the reserve on a full disk.
         """
+        if frees:
+            self.reserve.give_up_if_full()
+        self.settle()
         connection = self._connection()
         if self._local.durable is not durable:
             with _translated(self.path):
@@ -87,6 +96,27 @@ class Database:
                 found.append(f"a row of the table {table} refers to one of {parent} that is gone")
         return list(dict.fromkeys(found))
 
+    def settle(self) -> None:
+        """Make sure that what a failed commit left does not take place later: to be called before bytes are deleted.
+
+        A commit that fails may have written all its pages to the log, and only the sync or a later step failed. It is
+        rolled back, but whoever reads the log anew, after a crash say, finds it whole and takes it for committed. What
+        is written next takes its place there. Raise `NoSpace` or another error as long as nothing can be written.
+        """
+        if not self._doubtful:
+            return
+        self.reserve.give_up_if_full()
+        connection = self._connection()
+        with _translated(self.path):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # what it is: a page is written
+                connection.execute("COMMIT")
+            except sqlite3.Error:
+                _roll_back(connection)
+                raise
+        self._doubtful = False
+
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         connection = self._connection()
@@ -95,10 +125,21 @@ class Database:
         try:
             with _translated(self.path):
                 yield connection
-                connection.execute("COMMIT")
+                self._commit(connection)
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            _roll_back(connection)
+            raise
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            _roll_back(connection)
+            # A full disk did not take the last page, which is the one that commits.
+            if _code(error) != sqlite3.SQLITE_FULL:
+                self._doubtful = True
+                with suppress(LayerfsError):
+                    self.settle()
             raise
 
     def _connection(self) -> sqlite3.Connection:
@@ -130,6 +171,14 @@ class Database:
             connection.execute("PRAGMA trusted_schema = OFF")
         return connection
 
+    def _open(self) -> None:
+        try:
+            self._migrate()
+        except NoSpace:  # a full disk must not keep anybody from removing something
+            if not self.reserve.give_up():
+                raise
+            self._migrate()
+
     def _migrate(self) -> None:
         if self._version() == len(MIGRATIONS):
             return
@@ -147,7 +196,8 @@ class Database:
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def _version(self) -> int:
-        return int(self._connection().execute("PRAGMA user_version").fetchone()[0])
+        with _translated(self.path):
+            return int(self._connection().execute("PRAGMA user_version").fetchone()[0])
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -160,6 +210,11 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # some errors have done it
+        connection.execute("ROLLBACK")
+
+
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
@@ -168,15 +223,27 @@ def _translated(path: Path) -> Iterator[None]:
         raise _translate(path, error) from error
 
 
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code (https://www.sqlite.org/rescode.html)."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def _translate(path: Path, error: sqlite3.Error) -> LayerfsError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
+    if code in _UNEXPLAINED and is_full(path.parent):
+        code = sqlite3.SQLITE_FULL
     match code:
         case sqlite3.SQLITE_FULL:
-            return NoSpace(f"no space to write {path}", hint="free some space, then try again")
+            return NoSpace(
+                f"no space to write {path}",
+                hint="remove something (`layerfs prune`, `layerfs rm`), or free space or inodes beside the store",
+            )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Busy(f"{path} was locked by another process for {_WAIT:.0f} s", hint="try again")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return Corrupt(f"{path} is damaged or is no layerfs database: {error}", hint="is this the right store?")
+        case sqlite3.SQLITE_CANTOPEN if os.access(path, os.R_OK | os.W_OK):
+            return OperationFailed(f"cannot write beside {path}: {error}", hint="look for errors of the disk: dmesg")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_AUTH:
             return PermissionDenied(f"cannot open {path} for writing: {error}", hint="run it as the store's owner")
         case _:

@@ -1,0 +1,127 @@
+"""Every operation of a store is killed, and made to fail, at every call that changes something; nothing is ever lost.
+
+What is run here is a sample on most drivers, every call on overlay2; ``LAYERFS_FAULTS=all`` runs all of it on all, and
+``python -m tests.faults`` prints the table of docs/explanation/trust.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults import interception, operations
+from tests.faults.interception import Fault
+from tests.faults.matrix import Matrix, every
+from tests.faults.operations import OPERATIONS, Operation
+from tests.guest import machine
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(interception.missing() is not None, reason=interception.missing() or ""),
+]
+
+ALL = os.environ.get("LAYERFS_FAULTS") == "all"
+_STEPS = {"overlay2": 1, "copy": 17, "btrfs": 29, "fuse": 37}
+"""Which part of the calls of each driver is tried: overlay2 makes the same calls as the others around its own."""
+_IN_GUEST = 97
+
+FAILURES = {
+    "ENOSPC": (errno.ENOSPC, True, 5),
+    "EDQUOT": (errno.EDQUOT, True, 41),
+    "EIO": (errno.EIO, False, 23),
+}
+"""An error, whether it lasts, and the step: which part of the calls is tried."""
+
+
+def step(driver: str) -> int:
+    """Return of how many calls one is tried."""
+    if ALL:
+        return 1
+    return _IN_GUEST if machine.inside() else _STEPS.get(driver, 29)
+
+
+@pytest.fixture
+def matrix(driver_name: str, driver_root: Path, tmp_path: Path) -> Matrix:
+    """Give a store of each driver, with something in it that must survive."""
+    return Matrix(operations.make(driver_root / "store", driver_name, tmp_path))
+
+
+def test_a_kill_at_any_call_leaves_all_or_nothing(matrix: Matrix, driver_name: str) -> None:
+    for number, operation in enumerate(OPERATIONS):
+        part = step(driver_name)
+        assert matrix.run(operation, every(first=number * 5 % part, step=part)).failures == []
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_error_at_any_call_is_told_and_undone(tmp_path: Path, fresh_dir: Path, failure: str) -> None:
+    error, lasting, part = FAILURES[failure]
+    matrix = Matrix(operations.make(fresh_dir / "store", "overlay2", tmp_path))
+    for number, operation in enumerate(OPERATIONS):
+        first, pace = (0, 1) if ALL else (number % part, part)
+        assert matrix.run(operation, every(error, lasting=lasting, first=first, step=pace)).failures == []
+
+
+# -- the tool itself ---------------------------------------------------------------------------------------------------
+
+
+def _write_three(path: Path) -> None:
+    for number in range(3):
+        (path / str(number)).write_text("x")
+
+
+def test_a_kill_comes_before_its_call(tmp_path: Path) -> None:
+    for at in range(6):
+        place = tmp_path / str(at)
+        place.mkdir()
+        outcome = interception.run(partial(_write_three, place), Fault(at))
+        assert not outcome.finished
+        assert outcome.hit == ("openat", "write")[at % 2]
+        sizes = {path.name: path.stat().st_size for path in place.iterdir()}
+        assert sizes == {str(number): int(2 * number + 1 < at) for number in range((at + 1) // 2)}
+
+
+def _try_three(path: Path) -> None:
+    for number in range(3):
+        try:
+            (path / str(number)).mkdir()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017  in a child
+
+
+@pytest.mark.parametrize(("lasting", "made"), [(False, ["1", "2"]), (True, [])])
+def test_an_error_comes_instead_of_its_call_and_may_last(tmp_path: Path, *, lasting: bool, made: list[str]) -> None:
+    assert interception.run(lambda: _try_three(tmp_path), Fault(0, errno.ENOSPC, lasting=lasting)).finished
+    assert sorted(os.listdir(tmp_path)) == made
+
+
+def test_what_a_process_starts_is_counted_and_ends_with_it(tmp_path: Path) -> None:
+    def starts() -> None:
+        subprocess.run(["mkdir", tmp_path / "made"], check=True)
+        subprocess.Popen(["sleep", str(seconds)])
+
+    seconds = 10_000 + os.getpid()
+    outcome = interception.run(starts)
+    assert outcome.finished
+    assert outcome.calls == ["mkdir"]
+    assert subprocess.run(["pgrep", "-f", f"sleep {seconds}"], check=False).returncode == 1
+
+
+def _lose(scene: operations.Scene) -> Callable[[operations.Scene, object], None]:
+    def act(_: operations.Scene, __: object) -> None:
+        (scene.path / "blobs/sha256").rename(scene.path / "blobs/gone")
+        (scene.path / "blobs/gone").rename(scene.path / "blobs/sha256")
+
+    return act
+
+
+def test_the_matrix_sees_what_is_lost(tmp_path: Path, fresh_dir: Path) -> None:
+    scene = operations.make(fresh_dir / "store", "copy", tmp_path)
+    lossy = Operation("lossy", lambda *_: None, _lose(scene))
+    (failure,) = Matrix(scene).run(lossy, every()).failures
+    assert "is not in the store" in failure
