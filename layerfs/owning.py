@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from layerfs.checking.users import Users
+from layerfs.checking.users import image_name
+from layerfs.clones import PREFIX
 from layerfs.contract import Kind, Snapshot, SnapshotId
 from layerfs.errors import os_error
 from layerfs.kernel import loop, mountinfo
 from layerfs.kernel.mountinfo import MountPoint
-from layerfs.metadata import snapshots
+from layerfs.metadata import clones, images, snapshots
 from layerfs.metadata.snapshots import Row
 from layerfs.parts import Parts
 from layerfs.volume import IMAGE
@@ -60,7 +62,6 @@ class Owning:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._root = Path(os.path.realpath(parts.path))
-        self._users = Users(parts.database)
 
     def of(self, path: str) -> Owner:
         """Return whose a path, a device or a dataset of that name is; raise `NotFound` where there is none of these."""
@@ -94,8 +95,8 @@ class Owning:
         return Owner(OwnerKind.FOREIGN)
 
     def _blob(self, digest: str) -> Owner:
-        users = self._users.of_blob(digest)
         with self._parts.database.read() as connection:
+            users = _images(connection, digest)
             leased = digest in self._parts.leases.held(connection).blobs
         return Owner(OwnerKind.BLOB if users or leased else OwnerKind.NOBODY, digest, users=users)
 
@@ -110,7 +111,11 @@ class Owning:
         return Owner(OwnerKind.NOBODY, id=found) if row is None else self._snapshot(row)
 
     def _snapshot(self, row: Row) -> Owner:
-        return Owner(OwnerKind.SNAPSHOT, row.name, row.id, self._users.of_snapshot(row.name))
+        with self._parts.database.read() as connection:
+            above = snapshots.descendant_names(connection, row.id)
+            found = {name.removeprefix(PREFIX).partition("@")[0] for name in above if name.startswith(PREFIX)}
+            owners = [clone.name for clone in clones.every(connection) if clone.name in found]
+            return Owner(OwnerKind.SNAPSHOT, row.name, row.id, (*_images(connection, row.name), *owners))
 
     def _of_source(self, name: str) -> Row | None:
         """Return the snapshot that is kept in a device or a dataset of this name."""
@@ -128,6 +133,11 @@ class Owning:
             rows = [(row, snapshots.snapshot(connection, row)) for row in snapshots.ready(connection)]
         for row, known in rows:
             yield row, Snapshot(known.id, Kind.ACTIVE, known.parents)
+
+
+def _images(connection: sqlite3.Connection, name: str) -> tuple[str, ...]:
+    """Return the images that need a blob or a layer of this name."""
+    return tuple(image_name(connection, digest) for digest in images.needing(connection, name))
 
 
 def _shown(place: Path) -> str | None:

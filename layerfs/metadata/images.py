@@ -107,6 +107,18 @@ def layers(connection: sqlite3.Connection, digest: str) -> tuple[LayerRow, ...]:
     return tuple(LayerRow(**row) for row in connection.execute(query, (digest,)))
 
 
+def needing(connection: sqlite3.Connection, name: str) -> list[str]:
+    """Return the images, by digest and the oldest first, that have this blob or a layer of this ChainID."""
+    query = """
+        SELECT digest FROM images
+        WHERE ?1 IN (digest, config)
+           OR digest IN (SELECT image FROM layers WHERE chain_id = ?1)
+           OR digest IN (SELECT image FROM layers WHERE blob = ?1)
+        ORDER BY created, digest
+    """
+    return [row[0] for row in connection.execute(query, (name,))]
+
+
 def chain_ids(connection: sqlite3.Connection) -> set[str]:
     """Return the ChainID of every layer that an image names."""
     return {row[0] for row in connection.execute("SELECT DISTINCT chain_id FROM layers")}

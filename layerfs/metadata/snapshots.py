@@ -114,6 +114,19 @@ def ancestor_names(connection: sqlite3.Connection, name: str) -> list[str]:
     return [get(connection, found).name for found in ancestors(connection, row.parent)] if row else []
 
 
+def descendant_names(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> list[str]:
+    """Return the names of a snapshot and of all that stand on it, sorted."""
+    query = """
+        WITH RECURSIVE above (id, name) AS (
+            SELECT id, name FROM snapshots WHERE id = ?
+            UNION ALL
+            SELECT snapshots.id, snapshots.name FROM snapshots JOIN above ON snapshots.parent = above.id
+        )
+        SELECT name FROM above ORDER BY name
+    """
+    return [row[0] for row in connection.execute(query, (snapshot_id,))]
+
+
 def snapshot(connection: sqlite3.Connection, row: Row) -> Snapshot:
     """Return what the driver is told of a row."""
     quota = quotas.get(connection, row.id) if row.kind is Kind.ACTIVE else NO_QUOTA

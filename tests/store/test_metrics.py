@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import parser as older
 from prometheus_client.openmetrics import parser
@@ -83,6 +83,7 @@ def test_the_last_check_is_told(fresh_dir: Path, tmp_path: Path) -> None:
     assert values["layerfs_unchecked_snapshots", ()] == 0
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0, 1e15), min_size=1))
 def test_any_label_is_read_back(labels: dict[str, float]) -> None:
     samples = [Sample(value, (("name", label),)) for label, value in labels.items()]

@@ -29,7 +29,9 @@ from layerfs import (
     InvalidArgument,
     Mount,
     NoSpace,
+    Quota,
     Store,
+    Unsupported,
 )
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.kernel import userns
@@ -415,6 +417,24 @@ def migrate_here(home: Path) -> None:
 @pytest.mark.rootless
 def test_an_ordinary_user_migrates(run_rootless: Rootless, rootless_dir: Path) -> None:
     run_rootless(migrate_here, rootless_dir)
+
+
+@pytest.mark.root
+def test_quotas_come_along_or_are_refused(make_store: MakeStore, fresh_dir: Path) -> None:
+    source, target, without = make_store("source", "fuse"), make_store("target", "fuse"), make_store("copy", "copy")
+    source.import_image(write_layout(fresh_dir / "one", [BASE], name="test:1"))
+    quota = Quota(1 << 20, 100)
+    clone = source.clone("test:1", "web", quota=quota)
+    with clone.mounted() as root:
+        (root / "data").write_bytes(b"x" * 1000)
+    with pytest.raises(Unsupported, match="quotas"):
+        source.migrate(without)
+    assert not without.clones()
+    assert not without.snapshotter.infos(prefix="migrating/")
+    source.migrate(target)
+    assert target.get_clone("web").quota == quota
+    with target.get_clone("web").mounted() as root, pytest.raises(OSError, match=r"quota|space"):
+        (root / "more").write_bytes(bytes(2 << 20))
 
 
 @pytest.mark.root
