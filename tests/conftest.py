@@ -16,6 +16,9 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
+from layerfs.contract import Mount
+from layerfs.kernel import loop
+from layerfs.kernel.mounting import mounted
 from tests.guest import machine
 from tests.guest import tier as guest
 from tests.support import drivers, leftovers, requirements, rootless
@@ -38,6 +41,21 @@ def fresh_dir() -> Iterator[Path]:
     """Give an empty directory in memory (where that takes xattrs); what is left mounted in it fails the test."""
     with drivers.workspace("fresh") as path:
         yield path
+
+
+@pytest.fixture
+def trees_dir(fresh_dir: Path) -> Iterator[Path]:
+    """Give an empty directory that takes user.* xattrs, which memory does not before Linux 6.6."""
+    try:
+        os.setxattr(fresh_dir, "user.layerfs", b"")
+    except OSError:
+        loop.create_image(fresh_dir / "ext4.img", 512 << 20)
+        loop.make_file_system(fresh_dir / "ext4.img", "ext4")
+        with loop.attach(fresh_dir / "ext4.img") as disk, mounted([Mount("ext4", str(disk.path))]) as path:
+            yield path
+    else:
+        os.removexattr(fresh_dir, "user.layerfs")
+        yield fresh_dir
 
 
 @pytest.fixture

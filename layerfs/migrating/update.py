@@ -6,17 +6,19 @@ here knows of whiteouts. A file that changed is made anew, together with all its
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from layerfs.errors import os_error
+from layerfs.errors import Unsupported, os_error
 from layerfs.kernel.descent import Descent
 from layerfs.kernel.treecopy import TreeCopy
 from layerfs.layer import attributes
 from layerfs.layer.changes import ROOT, Change
 from layerfs.layer.links import Inode, inode, linked_names
+from layerfs.layer.tar import shown
 from layerfs.tree import remove_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -30,11 +32,17 @@ def update_tree(source: Path, destination: Path, changes: Iterable[Change], *, c
 
     Attributes that the kernel refuses are errors, like everything else that would leave the two apart.
     """
+    update: TreeUpdate | None = None
     try:
         with Descent(os.open(source, _DIRECTORY)) as here, Descent(os.open(destination, _DIRECTORY)) as there:
-            TreeUpdate(here, there, (change.path for change in changes), copied).run()
+            update = TreeUpdate(here, there, (change.path for change in changes), copied)
+            update.run()
     except OSError as error:
-        raise os_error(f"carry what changed in {source} to {destination}", error) from error
+        what = f"carry what changed in {shown(update.here or ROOT) if update else source} to {destination}"
+        if error.errno == errno.EOPNOTSUPP:
+            hint = "it holds extended attributes or files that this file system cannot store: use ext4, xfs or btrfs"
+            raise Unsupported(f"cannot {what}: {error.strerror}", hint=hint) from error
+        raise os_error(what, error) from error
 
 
 class _Work:
@@ -101,11 +109,12 @@ class TreeUpdate(TreeCopy):
         return super()._linked(name, status)
 
     @property
-    def _here(self) -> bytes:
+    def here(self) -> bytes:
+        """Return the path of the present directory; b"" is the root."""
         return b"/".join(self._path)
 
     def _fill(self) -> list[bytes]:
-        here = self._here
+        here = self.here
         if here in self._work.touched:
             self._neutralise(self._destination.fd)
         directories: list[bytes] = []
@@ -133,7 +142,7 @@ class TreeUpdate(TreeCopy):
 
     def _attributes(self, source: int, made: int, status: os.stat_result, *, fresh: bool) -> None:
         if not fresh:
-            if not self._work.is_listed(self._here) and self._here not in self._work.touched:
+            if not self._work.is_listed(self.here) and self.here not in self._work.touched:
                 return  # a directory on the way
             for name in attributes.read(made).keys() - attributes.read(source).keys():
                 os.removexattr(made, name)

@@ -180,6 +180,32 @@ def test_all_of_a_store_comes_along(make_store: MakeStore, fresh_dir: Path, one:
     assert target.path.joinpath("migrating").exists() is False
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("driver_name", "way"),
+    [("devicemapper", "from it"), ("devicemapper", "to it"), ("devicemapper", "to its kind"), ("zfs", "to its kind")],
+)
+def test_drivers_of_the_guests(driver_name: str, driver_root: Path, tmp_path: Path, trees_dir: Path, way: str) -> None:
+    with layerfs.open(driver_root / "one", driver=driver_name) as one:
+        if way == "to it":
+            with layerfs.open(trees_dir / "other", driver="copy") as other:
+                carry_everything(other, one, tmp_path)
+        elif way == "from it":
+            with layerfs.open(trees_dir / "other", driver="copy") as other:
+                carry_everything(one, other, tmp_path)
+        else:
+            with layerfs.open(driver_root / "two", driver=driver_name) as other:
+                carry_everything(one, other, tmp_path)
+
+
+def carry_everything(source: Store, target: Store, path: Path) -> None:
+    """Carry a store with everything in it to an empty one, and compare."""
+    fill(source, path)
+    source.migrate(target)
+    assert_same(source, target)
+    assert source.migrate(target).clones == 0
+
+
 @pytest.fixture
 def pair(make_store: MakeStore, fresh_dir: Path) -> tuple[Store, Store]:
     """Give a full store of whole trees, and an empty one that stacks layers."""

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import layerfs
-from layerfs.contract import LayerRoot, Mount, Whiteouts
-from layerfs.kernel import loop
-from layerfs.kernel.mounting import mounted
+from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.layer.apply import apply
 from layerfs.layer.changes import Change, changes
 from layerfs.layer.compression import Compression
@@ -31,21 +29,6 @@ pytestmark = pytest.mark.root
 def store(driver_name: str, driver_root: Path) -> Iterator[layerfs.Store]:
     with layerfs.open(driver_root / "store", driver=driver_name) as store:
         yield store
-
-
-@pytest.fixture
-def trees_dir(fresh_dir: Path) -> Iterator[Path]:
-    """Give an empty directory that takes user.* xattrs, which memory does not before Linux 6.6."""
-    try:
-        os.setxattr(fresh_dir, "user.layerfs", b"")
-    except OSError:
-        loop.create_image(fresh_dir / "ext4.img", 512 << 20)
-        loop.make_file_system(fresh_dir / "ext4.img", "ext4")
-        with loop.attach(fresh_dir / "ext4.img") as disk, mounted([Mount("ext4", str(disk.path))]) as path:
-            yield path
-    else:
-        os.removexattr(fresh_dir, "user.layerfs")
-        yield fresh_dir
 
 
 def layer_of(before: Path | None, after: Path) -> bytes:
