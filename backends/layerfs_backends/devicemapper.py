@@ -14,21 +14,34 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from layerfs import locks, tree
-from layerfs.contract import CopyUnit, Damage, Driver, Mount, Snapshot, SnapshotId, Traits, Usage, WritePolicy
+from layerfs.contract import (
+    NO_QUOTA,
+    CopyUnit,
+    Damage,
+    Driver,
+    Mount,
+    Snapshot,
+    SnapshotId,
+    Traits,
+    Usage,
+    WritePolicy,
+)
 from layerfs.errors import (
     Busy,
     Corrupt,
     LayerfsError,
     Unsupported,
 )
-from layerfs.kernel import blockdevices, mountinfo
+from layerfs.kernel import blockdevices, mountinfo, mounting
 from layerfs.kernel.dm import Device, Mapper, Status
+from layerfs_backends.thin import counting
+from layerfs_backends.thin.counting import Counts
 from layerfs_backends.thin.ledger import BASE, Entry, Ledger, State
 from layerfs_backends.thin.options import parse
 from layerfs_backends.thin.plan import BLOCK, Fill, Plan
@@ -55,9 +68,11 @@ class DeviceMapperDriver:
         self._room = Room(root, files=files)
         self._discard = discard
         self._ledger = Ledger(root)
+        self._counts = Counts(root)
 
     def create(self, snapshot: Snapshot) -> None:
         """Make a thin snapshot of the parent, or of the base, and show it; raise `NoSpace` before the pool is full."""
+        self._check_quota(snapshot)
         with self._up() as pool:
             if snapshot.writable:
                 self._room.check(Fill.parse(pool.text))
@@ -69,6 +84,9 @@ class DeviceMapperDriver:
                     self._pool.snapshot(entry.id, origin.id)
                 self._pool.show(entry.id, pool.device, new=True)
                 self._ledger.change(replace(entry, state=State.OPEN))
+                if snapshot.quota:
+                    with self._mounted(snapshot) as place:
+                        counting.limit(place, snapshot.quota, counting.used(place))
             except BaseException:
                 self._undo(entry.id)
                 raise
@@ -86,16 +104,34 @@ class DeviceMapperDriver:
             entry = self._ledger.get(snapshot.id)
             if entry.state is not State.COMMITTED:
                 self._check_closed(entry.id)
-                self._room.check_complete(Fill.parse(pool.text))
-                try:
-                    blockdevices.flush(self._pool.path(entry.id))
-                finally:  # what a full pool refused shows as EIO
-                    self._room.check_complete(self._fill())
-                blocks, inodes = self._measure(entry)
-                entry = replace(entry, state=State.COMMITTED, blocks=blocks, inodes=inodes)
-                self._ledger.change(entry)
-                self._ledger.sync()
+                with self._counted(snapshot) if self._pool.plan.quotas else nullcontext():
+                    self._freeze(entry, Fill.parse(pool.text))
             self._pool.hide(entry.id)
+
+    def _freeze(self, entry: Entry, fill: Fill) -> None:
+        self._room.check_complete(fill)
+        try:
+            blockdevices.flush(self._pool.path(entry.id))
+        finally:  # what a full pool refused shows as EIO
+            self._room.check_complete(self._fill())
+        blocks, inodes = self._measure(entry)
+        self._ledger.change(replace(entry, state=State.COMMITTED, blocks=blocks, inodes=inodes))
+        self._ledger.sync()
+
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Limit the project of its file system (`layerfs.contract.Quotas`, `layerfs_backends.thin.counting`)."""
+        self._check_quota(snapshot)
+        if self._pool.plan.quotas:
+            with self._up(), self._mounted(snapshot) as place:
+                counting.limit(place, snapshot.quota, self._above(snapshot))
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return what its files take beyond its parents'."""
+        if not self._pool.plan.quotas:
+            return Usage()
+        with self._up(), self._mounted(snapshot) as place:
+            found, above = counting.used(place), self._above(snapshot)
+        return Usage(max(0, found.size - above.size), max(0, found.inodes - above.inodes))
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Count the blocks and inodes that it has beyond its parent; a block written anew is not counted."""
@@ -122,6 +158,7 @@ class DeviceMapperDriver:
             self._pool.hide(id)
             self._pool.delete(id)
             self._ledger.drop(id)
+            self._counts.drop(id)
         self._rest()
 
     def ids(self) -> Iterable[SnapshotId]:
@@ -270,6 +307,44 @@ class DeviceMapperDriver:
         tree.syncfs(point.path)  # what waits in memory has no blocks yet
         counts = os.statvfs(point.path)
         return self._pool.blocks(entry.id), counts.f_files - counts.f_ffree
+
+    def _check_quota(self, snapshot: Snapshot) -> None:
+        if snapshot.quota and not self._pool.plan.quotas:
+            raise Unsupported(
+                f"the pool of {self._root} was made without quotas: each clone has {self._pool.plan.device_size} bytes",
+                hint="make a store with --option quotas=on, or with another device-size, and `layerfs migrate` to it",
+            )
+
+    def _above(self, snapshot: Snapshot) -> Usage:
+        return self._counts.get(snapshot.parent or BASE)
+
+    @contextmanager
+    def _mounted(self, snapshot: Snapshot) -> Iterator[Path]:
+        """Give where the file system of an active snapshot is mounted, by others or for the time of the block."""
+        mounts = self.mounts(snapshot)
+        if found := mounting.users(mounts):
+            tree.syncfs(found[0].path)
+            yield found[0].path
+            return
+        with mounting.mounted(mounts) as place:
+            yield place
+
+    @contextmanager
+    def _counted(self, snapshot: Snapshot) -> Iterator[None]:
+        """Count what a snapshot takes that is being committed, and lift its limit, which its children would inherit.
+
+        If the block raises, it has its limit again.
+        """
+        with self._mounted(snapshot) as place:
+            self._counts.put(snapshot.id, counting.used(place))
+            counting.limit(place, NO_QUOTA, Usage())
+        try:
+            yield
+        except BaseException:
+            if snapshot.quota:
+                with self._mounted(snapshot) as place:
+                    counting.limit(place, snapshot.quota, self._above(snapshot))
+            raise
 
     def _check_closed(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         if self._pool.is_open(id):

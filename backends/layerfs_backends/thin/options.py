@@ -17,7 +17,7 @@ _LARGEST = 100 << 30
 """Bytes of a pool in a file, if nobody says; the file takes only what is used."""
 _SMALLEST = 64 << 20
 _SMALLEST_DEVICE = {"ext4": 64 << 20, "xfs": 300 << 20}
-_OPTIONS = ("data", "metadata", "size", "device-size", "fs", "discard")
+_OPTIONS = ("data", "metadata", "size", "device-size", "fs", "discard", "quotas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Settings:
     device_size: int
     file_system: str
     discard: bool
+    quotas: bool
 
     def plan(self, root: Path) -> Plan:
         """Return the plan of a new pool."""
@@ -39,7 +40,7 @@ class Settings:
                 f"{file_system} needs more than {device_size} bytes",
                 hint=f"device-size={_SMALLEST_DEVICE[file_system]} is the least",
             )
-        return Plan.new(self._size(root), device_size, file_system)
+        return Plan.new(self._size(root), device_size, file_system, quotas=self.quotas)
 
     def check(self, plan: Plan) -> None:
         """Raise `FailedPrecondition` where an option contradicts what the pool was made with."""
@@ -47,6 +48,7 @@ class Settings:
             ("size", self.size // BLOCK * BLOCK, plan.size),
             ("device-size", self.device_size, plan.device_size),
             ("fs", self.file_system, plan.file_system),
+            ("quotas", self.quotas and "on", "on" if plan.quotas else "off"),
         ):
             if asked and asked != made:
                 raise FailedPrecondition(f"the pool was made with {option}={made}", hint="leave the option out")
@@ -71,6 +73,8 @@ def parse(options: Mapping[str, str]) -> Settings:
     file_system = options.get("fs", "")
     if file_system not in {"", *FILE_SYSTEMS}:
         raise InvalidArgument(f"fs is {file_system!r}", hint=f"one of {', '.join(FILE_SYSTEMS)}")
+    if options.get("quotas", "on") != "on":
+        raise InvalidArgument(f"quotas is {options['quotas']!r}", hint="on, or leave it out")
     if options.get("discard", "yes") not in {"yes", "no"}:
         raise InvalidArgument(f"discard is {options['discard']!r}", hint="yes or no")
     return Settings(
@@ -79,6 +83,7 @@ def parse(options: Mapping[str, str]) -> Settings:
         _bytes(options, "device-size"),
         file_system,
         options.get("discard") != "no",
+        "quotas" in options,
     )
 
 

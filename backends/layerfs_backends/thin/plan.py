@@ -20,7 +20,8 @@ _METADATA_BLOCK = 4096
 class Plan:
     """What a pool is made with; ``size`` of the data and ``device_size`` of each snapshot's file system in bytes.
 
-    ``size`` is 0 where the devices are given, ``tag`` and ``mark`` tell the pool from others.
+    ``size`` is 0 where the devices are given, ``tag`` and ``mark`` tell the pool from others. ``quotas`` tells that the
+    file systems count what is in them, so that it can be limited.
     """
 
     tag: str
@@ -28,11 +29,12 @@ class Plan:
     size: int
     device_size: int
     file_system: str
+    quotas: bool = False
 
     @classmethod
-    def new(cls, size: int, device_size: int, file_system: str) -> Plan:
+    def new(cls, size: int, device_size: int, file_system: str, *, quotas: bool = False) -> Plan:
         """Return one with a tag and a mark of its own."""
-        return cls(secrets.token_hex(4), 1 + secrets.randbits(62), size, device_size, file_system)
+        return cls(secrets.token_hex(4), 1 + secrets.randbits(62), size, device_size, file_system, quotas)
 
     @classmethod
     def load(cls, place: Path) -> Plan | None:

@@ -23,6 +23,8 @@ from layerfs.contract import Mount, SnapshotId
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, NoSpace, Unsupported
 from layerfs.kernel import blockdevices, loop, mounting
 from layerfs.kernel.dm import DIRECTORY, SECTOR, Device, Mapper, Status, Target
+from layerfs_backends.thin import counting
+from layerfs_backends.thin.counting import Counts
 from layerfs_backends.thin.ledger import BASE
 from layerfs_backends.thin.plan import BLOCK, Backing, Fill, Plan, low_water
 
@@ -39,6 +41,7 @@ _MAKE: dict[str, tuple[str, ...]] = {
     "ext4": ("-m", "0", "-J", "size=16", "-E", "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=0"),
     "xfs": ("-K",),
 }
+_COUNTING = {"ext4": ("-O", "quota,project"), "xfs": ()}
 FILE_SYSTEMS = tuple(_MAKE)
 _NEW = "-new"
 """Ends the mark of a device that the kernel has had since it was made."""
@@ -155,11 +158,16 @@ class Pool:
         self.show(BASE, pool)
         place = self.path(BASE)
         try:
-            loop.make_file_system(place, self.plan.file_system, options=_MAKE[self.plan.file_system])
+            kind = self.plan.file_system
+            counts = _COUNTING[kind] if self.plan.quotas else ()
+            loop.make_file_system(place, kind, options=(*_MAKE[kind], *counts))
             with mounting.mounted([self.mount_of(BASE, writable=True)]) as root:
                 if (root / "lost+found").exists():  # a container's root starts empty
                     (root / "lost+found").rmdir()
                 root.chmod(0o755)
+                if self.plan.quotas:
+                    counting.begin(root)
+                    Counts(self._root).put(BASE, counting.used(root))
             blockdevices.flush(place)
             return self.blocks(BASE), blockdevices.used_inodes(place)
         finally:
@@ -174,6 +182,8 @@ class Pool:
     def mount_of(self, id: SnapshotId, *, writable: bool) -> Mount:  # noqa: A002  the contract's word
         """Return the mount of a device's file system; all xfs here have one id, which the kernel allows on request."""
         options = ("rw" if writable else "ro", *(("nouuid",) if self.plan.file_system == "xfs" else ()))
+        if writable and self.plan.quotas:
+            options += ("prjquota",)
         return Mount(self.plan.file_system, f"{DIRECTORY}/{self._device(id)}", options)
 
     def snapshot(self, id: SnapshotId, origin: SnapshotId) -> None:  # noqa: A002  the contract's word
