@@ -271,6 +271,9 @@ def test_full_pool() -> None:
             _create_many(driver)
         for number in sorted(driver.ids(), reverse=True):
             driver.remove(number)
+        pools.sh("zpool", "wait", "-t", "free", "layerfs-full")
+        for _ in range(3):  # what was freed is given out again two transactions later (OpenZFS, TXG_DEFER_SIZE)
+            pools.sh("zpool", "sync", "layerfs-full")
         _base(driver, 5000, file="y" * _MEBIBYTE)
         driver.remove(SnapshotId(5000))
 
