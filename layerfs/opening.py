@@ -10,11 +10,12 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from layerfs import drivers, locks, volume
-from layerfs.errors import FailedPrecondition, NotFound, os_error
+from layerfs.errors import Corrupt, FailedPrecondition, NotFound, os_error
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import userns
 from layerfs.kernel.userns import IdMap
-from layerfs.metadata import settings
+from layerfs.metadata import record, settings
+from layerfs.metadata.database import NAME as _DATABASE
 from layerfs.metadata.database import Database
 from layerfs.parts import Parts
 from layerfs.snapshotter import Snapshotter
@@ -23,7 +24,6 @@ from layerfs.store import Store
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
 
-_DATABASE = "meta.db"
 _LOCK = "lock"
 _BLOBS = "blobs"
 _VOLUME = "volume"
@@ -69,6 +69,7 @@ def open_store(
     if id_map is not None:
         _check_id_map(id_map)
     if not _is_store(place):
+        _check_not_lost(place, "gone")
         if not create:
             raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
         _make_directory(place)
@@ -80,6 +81,7 @@ def open_store(
             with database.read() as connection:
                 own = settings.get(connection, "driver")
             if own is None:
+                _check_not_lost(place, "empty")
                 own = _initialize(place, database, driver, options or {}, loop, id_map, clock)
             elif loop is not None:
                 raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
@@ -129,6 +131,15 @@ def _is_store(place: Path) -> bool:
         return (place / _DATABASE).exists()
     except OSError as error:
         raise os_error(f"open the store {place}", error) from error
+
+
+def _check_not_lost(place: Path, what: str) -> None:
+    """Raise `Corrupt` for a directory that has all of a store but what its database should say."""
+    if (place / _BLOBS).is_dir() or (place / record.NAME).exists():
+        raise Corrupt(
+            f"{place} is a store of which the database is {what}",
+            hint="`layerfs repair --force` makes a new one of what is left",
+        )
 
 
 def _make_directory(place: Path) -> None:
@@ -220,7 +231,7 @@ def _unmake(place: Path, driver: str) -> None:
     if (place / volume.IMAGE).exists():
         volume.detach(place, driver)
         volume.remove(place)
-    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK):
+    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm", _DATABASE, _LOCK, record.NAME):
         (place / name).unlink(missing_ok=True)
     for directory in (place / driver, place):
         with suppress(OSError):

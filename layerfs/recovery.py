@@ -65,6 +65,7 @@ class Recovery:
                 with self._database.write(frees=True) as connection:
                     quotas.doubt(connection)
                     settings.put(connection, "boot", boot)
+                self._database.rewrite_record()  # of which a power cut may have taken more, or less
             self._keeper.recover()
 
     def undo_creation(self, snapshot_id: SnapshotId) -> None:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 from layerfs.checking.problem import Problem
 from layerfs.checking.rows import layers_of
 from layerfs.clones import PREFIX
 from layerfs.errors import Corrupt, NotFound
 from layerfs.layer.digest import Digest
-from layerfs.metadata import clones, images, snapshots
+from layerfs.metadata import clones, images, record, snapshots
 from layerfs.metadata.clones import CloneRow
 from layerfs.parts import Parts
 
 
 def mend_rows(parts: Parts, problem: Problem) -> None:
     """Put back what a problem of `layerfs.checking.rows` misses; raise `NotFound` where nothing tells what it was."""
+    restore_rows(parts)
     if problem.name.startswith(PREFIX):
         _mend_clone(parts, problem.name)
-    else:
+    elif problem.name.startswith("sha256:"):
         _mend_layers(parts, Digest(problem.name))
+
+
+def restore_rows(parts: Parts) -> int:
+    """Put back the rows that only the record has, and return how many they were."""
+    rows = record.read(parts.database.record)
+    if rows is None:
+        return 0
+    with parts.database.write() as connection:
+        lost = record.missing(rows, connection)
+        stuck = record.restore(connection, lost)
+        record.drop_dangling(connection)
+    return len(lost) - len(stuck)
 
 
 def _mend_clone(parts: Parts, key: str) -> None:
     """Make the row of a clone that has its snapshot: its image is the one whose layers it stands on."""
+    name = key.removeprefix(PREFIX)
     with parts.database.write() as connection:
         row = snapshots.find(connection, key)
+        if any(clone.name == name for clone in clones.every(connection)) == (row is not None):
+            return  # both are there, or neither
         if row is None:
             raise NotFound(f"the snapshot {key!r} is gone", hint="remove the clone: layerfs rm")
         below = set(snapshots.ancestor_names(connection, key))
@@ -35,7 +53,7 @@ def _mend_clone(parts: Parts, key: str) -> None:
         standing = [tops[name] for name in below if name in tops]
         if not standing:
             raise NotFound(f"no image has the layers that {key!r} stands on")
-        clones.insert(connection, CloneRow(key.removeprefix(PREFIX), max(standing)[1], row.created))
+        clones.insert(connection, CloneRow(name, max(standing)[1], row.created))
 
 
 def _mend_layers(parts: Parts, digest: Digest) -> None:
@@ -43,8 +61,17 @@ def _mend_layers(parts: Parts, digest: Digest) -> None:
     with parts.database.write() as connection:
         row = images.find(connection, digest)
         if row is None:
-            raise NotFound(f"there is no image {digest}")
-        layers = layers_of(parts, digest, row.media_type)
+            return  # it is the name of a layer
+        layers = layers_of(parts.blobs, digest, row.media_type)
         if layers is None:
             raise Corrupt(f"the manifest or the configuration of {digest} cannot be read")
         images.set_layers(connection, digest, layers)
+
+
+def forget_snapshot(parts: Parts, name: str) -> None:
+    """Remove a snapshot of which nothing is there, and its clone."""
+
+    def forget(connection: sqlite3.Connection) -> None:
+        clones.delete(connection, name.removeprefix(PREFIX))
+
+    parts.snapshotter.remove(name, within=forget if name.startswith(PREFIX) and "@" not in name else None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from stat import S_IMODE
 
+from layerfs.checking.aside import aside
 from layerfs.checking.deep import DeepCheck, known_layers
 from layerfs.checking.examine import examine
 from layerfs.checking.fast import Check
-from layerfs.checking.mending import mend_rows
+from layerfs.checking.mending import forget_snapshot, mend_rows
 from layerfs.checking.places import STORE_MODE
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.replacing import unpack_anew
@@ -23,9 +22,9 @@ from layerfs.errors import LayerfsError, NotFound, os_error
 from layerfs.events import Listener, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.image.reference import Reference
-from layerfs.kernel import mounting, syscalls
+from layerfs.kernel import mounting
 from layerfs.layer.digest import Digest
-from layerfs.metadata import images
+from layerfs.metadata import images, record
 from layerfs.parts import Parts
 from layerfs.registry.options import Options
 from layerfs.registry.pull import open_registry
@@ -157,9 +156,20 @@ class Repair:
     # -- layers and blobs ----------------------------------------------------------------------------------------------
 
     def _plan_layer(self, problem: Problem) -> str:
-        return "unpack the layer again from its blob" if problem.name in self._known else ""
+        if problem.name in self._known:
+            return "unpack the layer again from its blob"
+        return "remove it from the database, which forgot that it was removed" if self._was_removed(problem) else ""
+
+    def _was_removed(self, problem: Problem) -> bool:
+        """Tell whether nothing is there of a snapshot because it was removed, as the record has it."""
+        rows = record.read(self._parts.database.record)
+        named = rows and any(row.get("name") == problem.name for row in rows["snapshots"].values())
+        return problem.kind is ProblemKind.SNAPSHOT and rows is not None and not named
 
     def _unpack(self, problem: Problem) -> None:
+        if problem.name not in self._known:
+            forget_snapshot(self._parts, problem.name)
+            return
         unpack_anew(self._parts, self._known[problem.name], self._listener)
 
     def _renew(self, problem: Problem) -> None:
@@ -220,13 +230,7 @@ class Repair:
         path = Path(problem.name)
         lost = self._parts.path / LOST
         lost.mkdir(mode=0o700, exist_ok=True)
-        try:
-            aside(path, lost, path.name)
-        except OSError as error:
-            if error.errno not in {errno.EXDEV, errno.EROFS}:
-                raise
-            # On a file system of its own, or a read-only subvolume, which btrfs moves to no other directory.
-            aside(path, path.parent, f"{LOST}.{path.name}")
+        aside(path, lost, path.name)
 
     def _remove(self, problem: Problem) -> None:
         if problem.name.startswith("/"):
@@ -237,19 +241,6 @@ class Repair:
 
     def _delete_orphans(self) -> None:
         self._parts.snapshotter.cleanup()
-
-
-def aside(path: Path, lost: Path, name: str) -> Path:
-    """Rename a file or directory into ``lost`` under a name, or that and a number; return where it is now."""
-    number = 0
-    while True:
-        target = lost / (name + (f".{number}" if number else ""))
-        try:
-            syscalls.rename_noreplace(syscalls.AT_FDCWD, os.fsencode(path), syscalls.AT_FDCWD, os.fsencode(target))
-        except FileExistsError:
-            number += 1
-        else:
-            return target
 
 
 def repair(
@@ -266,10 +257,12 @@ def repair(
     What was mended is looked at again, and so is what could not be looked at before that.
     """
     since = clock()
-    problems = examine(parts, clock, deep=deep, listener=listener)
     if not force:
-        return Repair(parts, options, listener).plan(problems)
-    remedies: list[Remedy] = []
+        return Repair(parts, options, listener).plan(examine(parts, clock, deep=deep, listener=listener))
+    # Before anything is made, which might get the number of what only the record knows.
+    rows = [problem for problem in Check(parts).run() if problem.kind is ProblemKind.ROWS]
+    remedies = list(Repair(parts, options, listener).run(rows)) if rows else []
+    problems = examine(parts, clock, deep=deep, listener=listener)
     for _ in range(_ROUNDS):
         remedies += Repair(parts, options, listener).run(problems)
         left = Check(parts).run(deep=deep)

@@ -9,10 +9,11 @@ from layerfs.checking.users import Users
 from layerfs.clones import PREFIX
 from layerfs.contract import Kind
 from layerfs.errors import LayerfsError
+from layerfs.image.blobs import BlobStore
 from layerfs.image.config import ImageConfig
 from layerfs.image.manifest import Manifest
 from layerfs.layer.digest import Digest
-from layerfs.metadata import clones, images, snapshots
+from layerfs.metadata import clones, images, record, snapshots
 from layerfs.metadata.images import LayerRow
 from layerfs.parts import Parts
 
@@ -31,8 +32,23 @@ class Rows:
         """Yield what is wrong; ``deep`` also reads every index of the database."""
         for message in self._parts.database.problems(deep=deep):
             yield Problem("", f"the database: {message}", _REBUILD, (), ProblemKind.DATABASE)
+        for table, parent in self._parts.database.dangling():
+            message = f"rows of the table {table} refer to rows of {parent} that are gone"
+            yield Problem(table, message, MEND, (), ProblemKind.ROWS)
+        yield from self._recorded()
         yield from self._clones()
         yield from self._images()
+
+    def _recorded(self) -> Iterator[Problem]:
+        """Hold the database against its record, which has a row as long as the database should."""
+        rows = record.read(self._parts.database.record)
+        if rows is None:
+            return
+        with self._parts.database.write(durable=False) as connection:  # nobody is between the two meanwhile
+            lost = record.missing(rows, connection)
+        for table, row in lost:
+            name = record.title(table, row)
+            yield Problem(name, f"a row of the table {table} is gone", MEND, (), ProblemKind.ROWS)
 
     def _clones(self) -> Iterator[Problem]:
         with self._parts.database.read() as connection:
@@ -50,18 +66,18 @@ class Rows:
         with self._parts.database.read() as connection:
             rows = [(row, images.layers(connection, row.digest)) for row in images.every(connection)]
         for row, layers in rows:
-            expected = layers_of(self._parts, Digest(row.digest), row.media_type)
+            expected = layers_of(self._parts.blobs, Digest(row.digest), row.media_type)
             if expected is not None and expected != layers:
                 hurts = self._users.of_snapshot(row.digest)
                 message = "the rows of its layers are gone or changed"
                 yield Problem(row.digest, message, MEND, hurts, ProblemKind.ROWS)
 
 
-def layers_of(parts: Parts, digest: Digest, media_type: str | None = None) -> tuple[LayerRow, ...] | None:
+def layers_of(blobs: BlobStore, digest: Digest, media_type: str | None = None) -> tuple[LayerRow, ...] | None:
     """Return the rows of an image's layers as its documents list them; None where these cannot be read."""
     try:
-        manifest = Manifest.parse(parts.blobs.read(digest), media_type)
-        config = ImageConfig.parse(parts.blobs.read(manifest.config))
+        manifest = Manifest.parse(blobs.read(digest), media_type)
+        config = ImageConfig.parse(blobs.read(manifest.config))
         manifest.check_config(config)
     except LayerfsError:
         return None

@@ -6,6 +6,7 @@ from collections import Counter
 
 import click
 
+from layerfs.checking.rebuild import reason, rebuild
 from layerfs.checking.repair import Outcome, Remedy
 from layerfs.commands.frame.problems import problem_document, problem_title
 from layerfs.commands.frame.progress import progress
@@ -26,17 +27,33 @@ def command(session: Session, *, force: bool, fast: bool, offline: bool, plain_h
     """Show what could be done about what is wrong, and do it with --force.
 
     Layers are unpacked again from their blobs, and take their place while what stands on them is not mounted; blobs are
-    brought again from the registries that the names of their images say. Files that are none of the store's go to
-    lost+found in it; leftovers, and mounts of what is gone, go. What nothing can mend is named, with what is lost. The
-    exit status is 0 if nothing is wrong any more, and 9 if something is.
+    brought again from the registries that the names of their images say. A lost or damaged database is made anew, while
+    nobody else has the store open. Files that are none of the store's go to lost+found in it; leftovers, and mounts of
+    what is gone, go. What nothing can mend is named, with what is lost. The exit status is 0 if nothing is wrong any
+    more, and 9 if something is.
     """
     options = None if offline else Options(plain_http=plain_http)
+    lost = reason(session.location())
+    if lost and not force:
+        words = "make a new database of its record and the blobs"
+        session.show({"done": False, "database": lost, "remedies": []}, f"store: {lost}\n  planned: {words}")
+        session.say("do it with `layerfs repair --force`")
+        return _PARTLY
+    if lost:
+        _rebuild(session, lost)
     with session.opened() as store, progress(session) as listener:
         remedies = store.repair(deep=not fast, force=force, options=options, listener=listener)
     document: dict[str, Json] = {"done": force, "remedies": [_document(remedy) for remedy in remedies]}
     session.show(document, "\n".join(line for remedy in remedies for line in _lines(remedy)))
     session.say(_summary(remedies, done=force))
     return _PARTLY if any(remedy.outcome is not Outcome.MENDED for remedy in remedies) else 0
+
+
+def _rebuild(session: Session, lost: str) -> None:
+    done = rebuild(session.location())
+    session.say(f"{lost}; made anew with {done.images} images and {done.clones} clones")
+    for path in done.aside:
+        session.say(f"put aside: {path}")
 
 
 def _document(remedy: Remedy) -> Json:

@@ -5,17 +5,24 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#prag
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
+from layerfs.metadata import record
 from layerfs.metadata.reserve import Reserve, is_full
 from layerfs.metadata.schema import MIGRATIONS
+
+_log = logging.getLogger(__name__)
+
+NAME = "meta.db"
+"""The file in a store's directory."""
 
 _UNEXPLAINED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
 """What SQLite says of a file that it could not make, write to or sync, for whatever reason."""
@@ -41,6 +48,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.record = path.with_name(record.NAME)
         self._local = threading.local()
         self._connections: list[_Held] = []
         self._guard = threading.Lock()
@@ -84,16 +92,58 @@ class Database:
             with _translated(self.path):
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._local.durable = durable
+        changes = self._recorded(connection)
         with self._transaction("BEGIN IMMEDIATE"):
             yield connection
+            gone, there = record.split(changes)
+            self._record(gone)
+        if not self._record(there):
+            self.rewrite_record()
+
+    def rewrite_record(self) -> None:
+        """Write the record anew (`layerfs.metadata.record`), as the database is now; none is left where that fails."""
+        try:
+            # Nobody else may end a transaction meanwhile: its line would be lost with the file that is replaced.
+            with self._transaction("BEGIN IMMEDIATE") as connection:
+                record.rewrite(self.record, connection)
+        except (OSError, LayerfsError) as error:
+            self._forget_record(error)
+
+    def _recorded(self, connection: sqlite3.Connection) -> list[record.Change]:
+        """Return the list to which this thread's connection adds the rows that change, empty."""
+        changes: list[record.Change] | None = getattr(self._local, "changes", None)
+        if changes is None or self._local.recorded is not connection:
+            changes = self._local.changes = []
+            self._local.recorded = connection
+            with _translated(self.path):
+                record.install(connection, changes.append)
+        changes.clear()
+        return changes
+
+    def _record(self, changes: Sequence[record.Change]) -> bool:
+        """Write down what a transaction changed; False where the record must be written anew."""
+        try:
+            return not changes or record.append(self.record, changes)
+        except OSError as error:
+            self._forget_record(error)
+            return True
+
+    def _forget_record(self, error: OSError | LayerfsError) -> None:
+        """Let no record stay that would say too little: on a full disk there is none until there is room for it."""
+        _log.warning("the record of %s is not kept: %s", self.path, error)
+        with suppress(OSError):
+            self.record.unlink(missing_ok=True)
 
     def problems(self, *, deep: bool) -> list[str]:
         """Return what SQLite finds wrong with it, indexes compared with their tables too if ``deep``."""
         with self.read() as connection:
             check = "integrity_check" if deep else "quick_check"
-            found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}") if row[0] != "ok"]
-            for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-                found.append(f"a row of the table {table} refers to one of {parent} that is gone")
+            return [str(row[0]) for row in connection.execute(f"PRAGMA {check}") if row[0] != "ok"]
+
+    def dangling(self) -> list[tuple[str, str]]:
+        """Return the tables with rows that refer to others that are gone, each with the table of those."""
+        with self.read() as connection:
+            found = [(row[0], row[2]) for row in connection.execute("PRAGMA foreign_key_check")]
         return list(dict.fromkeys(found))
 
     def settle(self) -> None:
@@ -182,7 +232,7 @@ class Database:
     def _migrate(self) -> None:
         if self._version() == len(MIGRATIONS):
             return
-        with self.write() as connection:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
             # Another process may have done it meanwhile: the version is read again under the lock.
             version = self._version()
             if version > len(MIGRATIONS):
@@ -241,7 +291,10 @@ def _translate(path: Path, error: sqlite3.Error) -> LayerfsError:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Busy(f"{path} was locked by another process for {_WAIT:.0f} s", hint="try again")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return Corrupt(f"{path} is damaged or is no layerfs database: {error}", hint="is this the right store?")
+            return Corrupt(
+                f"{path} is damaged or is no layerfs database: {error}",
+                hint="`layerfs repair --force` makes a new one of what is left",
+            )
         case sqlite3.SQLITE_CANTOPEN if os.access(path, os.R_OK | os.W_OK):
             return OperationFailed(f"cannot write beside {path}: {error}", hint="look for errors of the disk: dmesg")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_AUTH:

@@ -20,6 +20,10 @@ class Seal:
     checked: int | None = None
 
 
+UNSEALED = Seal(0, 0, "")
+"""Of a snapshot that was carried here from another store, until all of it is read for the first time."""
+
+
 def put(connection: sqlite3.Connection, name: str, seal: Seal) -> None:
     """Seal a snapshot that is there, or seal it anew."""
     query = """

@@ -21,7 +21,7 @@ from layerfs.images import Image
 from layerfs.kernel import mountinfo, mounting
 from layerfs.layer.changes import Change
 from layerfs.layer.limits import UNLIMITED
-from layerfs.metadata import clones, images, snapshots
+from layerfs.metadata import clones, images, seals, snapshots
 from layerfs.migrating.compare import check_same, difference
 from layerfs.migrating.plan import Carried, Plan, Side, make_plan
 from layerfs.migrating.update import update_tree
@@ -335,6 +335,8 @@ class Migration:
             rules.check_free(connection, one.name)
             snapshots.rename(connection, row.id, one.name)
             snapshots.set_times(connection, row.id, one.row.created, one.row.updated)
+            if one.row.kind is Kind.COMMITTED:
+                seals.put(connection, one.name, seals.UNSEALED)
             if one.clone is not None:
                 clones.insert(connection, one.clone)
 

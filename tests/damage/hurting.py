@@ -13,6 +13,7 @@ import pytest
 
 import layerfs
 from layerfs.contract import DirectAccess
+from tests.support.invariants import tree_digest
 
 
 def directory(store: layerfs.Store, name: str) -> Path:
@@ -58,3 +59,14 @@ def sql(store: layerfs.Store) -> Iterator[sqlite3.Connection]:
     """Give the database, without the rules that hold its tables together, and commit."""
     with closing(sqlite3.connect(store.path / "meta.db")) as connection, connection:
         yield connection
+
+
+def trees(store: layerfs.Store) -> dict[str, str]:
+    """Return what the image shows, and what the clone "work" and its snapshot "before" hold."""
+    found: dict[str, str] = {}
+    with store.clone("test:1", "fresh") as fresh, fresh.mounted() as root:
+        found["image"] = tree_digest(root)
+    for key in ("clone/work@before", "clone/work"):
+        with store._parts.tree(key) as root:
+            found[key] = tree_digest(root)
+    return found

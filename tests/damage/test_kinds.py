@@ -18,8 +18,7 @@ import pytest
 import layerfs
 from layerfs import ProblemKind, Store
 from layerfs.checking.repair import Outcome
-from tests.damage.hurting import directory, flip, sql, writable
-from tests.support.invariants import tree_digest
+from tests.damage.hurting import directory, flip, sql, trees, writable
 
 pytestmark = pytest.mark.root
 
@@ -48,16 +47,6 @@ class Scene:
     def blob(self, number: int) -> Path:
         """Return the file of a layer's blob."""
         return self.store.blobs.path(self.image.manifest.layers[number].digest)
-
-    def trees(self) -> dict[str, str]:
-        """Return what the image, the snapshot and the clone show."""
-        found: dict[str, str] = {}
-        with self.store.clone(self.image.digest, "fresh") as fresh, fresh.mounted() as root:
-            found["image"] = tree_digest(root)
-        for key in ("clone/work@before", "clone/work"):
-            with self.store._parts.tree(key) as root:
-                found[key] = tree_digest(root)
-        return found
 
 
 Do = Callable[[Scene], object]
@@ -281,7 +270,7 @@ def dangling(scene: Scene) -> None:
     target.mkdir()
     other = scene.store.clone(scene.image.digest, "other")
     other.mount(target)
-    with sql(scene.store) as connection:
+    with scene.store._parts.database.write() as connection:  # noqa: SLF001  as a process that was killed before the bytes
         connection.execute("DELETE FROM snapshots WHERE name = 'clone/other'")
         connection.execute("DELETE FROM clones WHERE name = 'other'")
 
@@ -336,6 +325,34 @@ def clone_row(scene: Scene) -> None:
         connection.execute("DELETE FROM clones")
 
 
+@hurt("The row of a name of an image is deleted", ProblemKind.ROWS)
+def tag_row(scene: Scene) -> None:
+    with sql(scene.store) as connection:
+        connection.execute("DELETE FROM tags")
+
+
+@hurt("The row of an image is deleted, with all that refers to it", ProblemKind.ROWS)
+def image_row(scene: Scene) -> None:
+    with sql(scene.store) as connection:
+        connection.execute("DELETE FROM tags")
+        connection.execute("DELETE FROM layers")
+        connection.execute("DELETE FROM clones")
+        connection.execute("DELETE FROM images")
+
+
+@hurt("The rows of all snapshots and of their labels are deleted", ProblemKind.ROWS)
+def snapshot_rows(scene: Scene) -> None:
+    with sql(scene.store) as connection:
+        connection.execute("DELETE FROM labels")
+        connection.execute("DELETE FROM snapshots")
+
+
+@hurt("The labels of layers are deleted", ProblemKind.ROWS)
+def label_rows(scene: Scene) -> None:
+    with sql(scene.store) as connection:
+        connection.execute("DELETE FROM labels")
+
+
 # -- the test ----------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +367,7 @@ def test_damage_is_found_and_mended(
     assert clone.name == "work"
     scene = Scene(store, image, fresh_dir)
     assert store.check(deep=True) == ()
-    before = scene.trees()
+    before = trees(store)
 
     each.do(scene)
     found = [problem for problem in store.check(deep=True) if problem.kind is each.kind]
@@ -365,4 +382,4 @@ def test_damage_is_found_and_mended(
     if each.outcome is Outcome.MENDED:
         assert {remedy.outcome for remedy in remedies} == {Outcome.MENDED}, remedies
         assert store.check(deep=True) == ()
-        assert scene.trees() == before
+        assert trees(store) == before
