@@ -7,9 +7,11 @@ is being carried: its clones against mounts, the store against prune.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from layerfs import locks, rules
@@ -99,11 +101,7 @@ def migrate(
     source: Side, target: Side, names: Sequence[str] = (), *, remove: bool = False, listener: Listener = ignore
 ) -> Migrated:
     """Carry from one store to the other (`layerfs.store.Store.migrate`)."""
-    migration = Migration(source, target, listener)
-    done = migration.run(names)
-    if remove:
-        migration.remove_source(names)
-    return done
+    return Migration(source, target, listener).run(names, remove=remove)
 
 
 class Migration:
@@ -115,36 +113,33 @@ class Migration:
         self._listener = listener
         self._trees = _Trees(source.parts, target.parts)
 
-    def run(self, names: Sequence[str] = ()) -> Migrated:
+    def run(self, names: Sequence[str] = (), *, remove: bool = False) -> Migrated:
         """Carry everything, or the images and clones of these names; raise `Busy` for what is mounted."""
         self._check_stores()
         with self._held(), closing(self._trees):
             self._trees.open()
             plan = make_plan(self._source, names)
-            with self._closed_clones(plan):
+            with self._closed_clones(plan, views=remove):
                 self._check_free(plan)
                 self._sweep()
-                return self._carry_all(plan)
+                done = self._carry_all(plan)
+                if remove:
+                    self._trees.leave()
+                    self._remove(plan, everything=not names)
+                return done
 
-    def remove_source(self, names: Sequence[str] = ()) -> None:
-        """Remove from the source what was asked for; raise `FailedPrecondition` for what the target does not have."""
-        plan = make_plan(self._source, names)
-        there = {clone.name for clone in self._target.clones.every()}
-        missing = [clone.name for clone in plan.clones if clone.name not in there]
-        missing += [image.name for image in plan.named if not self._has_image(image)]
-        missing += [
-            one.name for one in plan.snapshots if one.name in self._target.parts.snapshotter.missing([one.name])
-        ]
-        if missing:
-            raise FailedPrecondition(f"{missing[0]} is not in the target", hint="migrate it first")
-        for clone in plan.clones:
-            clone.remove()
-        snapshotter = self._source.parts.snapshotter
-        others = [one for one in plan.snapshots if one.clone is None]
-        for one in others:
+    def _remove(self, plan: Plan, *, everything: bool) -> None:
+        """Remove from the source what was asked for, still held, so that nobody has changed it since.
+
+        The snapshots of a clone that was not asked for stay, even if one that was stands on them.
+        """
+        source = self._source.parts
+        asked = {clone.key for clone in plan.clones}
+        for one in plan.snapshots:
             if one.row.kind is not Kind.COMMITTED:
-                snapshotter.remove(one.name)
-        remove_unused(self._source.parts, [one.name for one in others if one.row.kind is Kind.COMMITTED])
+                source.snapshotter.remove(one.name, within=partial(_forget, one))
+        committed = (one.name for one in plan.snapshots if one.row.kind is Kind.COMMITTED)
+        remove_unused(source, [name for name in committed if everything or name.partition("@")[0] in asked])
         for image in plan.named:
             self._source.images.remove(image.digest)
 
@@ -169,8 +164,11 @@ class Migration:
                 yield
 
     @contextmanager
-    def _closed_clones(self, plan: Plan) -> Iterator[None]:
-        """Hold everything writable that is to be carried against mounts; raise `Busy` for what is mounted."""
+    def _closed_clones(self, plan: Plan, *, views: bool) -> Iterator[None]:
+        """Hold everything writable that is to be carried against mounts; raise `Busy` for what is mounted.
+
+        ``views`` must not be mounted either where they are to be removed.
+        """
         source = self._source.parts
         writable = [one for one in plan.snapshots if one.row.kind is Kind.ACTIVE]
         places = [locks.upper(one.row.id) for one in writable]
@@ -178,8 +176,10 @@ class Migration:
             for one in writable:
                 if source.snapshotter.snapshot(one.name).id != one.row.id:
                     raise Busy(f"{one.shown} was rolled back or kept as a snapshot just now", hint="migrate again")
-                for point in mounting.users(source.snapshotter.mounts(one.name)):
-                    raise Busy(f"{one.shown} is mounted at {point.path}", hint=f"layerfs umount {point.path}")
+            for one in plan.snapshots:
+                if one.row.kind is Kind.ACTIVE or (views and one.row.kind is Kind.VIEW):
+                    for point in mounting.users(source.snapshotter.mounts(one.name)):
+                        raise Busy(f"{one.shown} is mounted at {point.path}", hint=f"layerfs umount {point.path}")
             yield
 
     def _check_free(self, plan: Plan) -> None:
@@ -339,6 +339,11 @@ class Migration:
                 seals.put(connection, one.name, seals.UNSEALED)
             if one.clone is not None:
                 clones.insert(connection, one.clone)
+
+
+def _forget(one: Carried, connection: sqlite3.Connection) -> None:
+    if one.clone is not None:
+        clones.delete(connection, one.clone.name)
 
 
 class _Report:

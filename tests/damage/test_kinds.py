@@ -270,7 +270,7 @@ def dangling(scene: Scene) -> None:
     target.mkdir()
     other = scene.store.clone(scene.image.digest, "other")
     other.mount(target)
-    with scene.store._parts.database.write() as connection:  # noqa: SLF001  as a process that was killed before the bytes
+    with scene.store._parts.database.write() as connection:
         connection.execute("DELETE FROM snapshots WHERE name = 'clone/other'")
         connection.execute("DELETE FROM clones WHERE name = 'other'")
 

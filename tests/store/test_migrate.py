@@ -352,6 +352,17 @@ def test_the_source_goes_when_asked_for(pair: tuple[Store, Store]) -> None:
     invariants.check_store(target)
 
 
+@pytest.mark.root
+def test_snapshots_of_other_clones_stay(pair: tuple[Store, Store]) -> None:
+    source, target = pair
+    web = source.get_clone("web")
+    web.rollback("first")
+    source.migrate(target, ["fork"], remove=True)
+    assert {clone.name for clone in source.clones()} == {"web", "idle"}
+    assert web.snapshots() == ("first", "fork-fork")
+    invariants.check_store(source)
+
+
 def test_the_same_store_and_another_map_are_refused(make_store: MakeStore, fresh_dir: Path) -> None:
     source = make_store("source", "copy")
     with pytest.raises(InvalidArgument, match="to itself"):
