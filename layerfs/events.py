@@ -25,3 +25,23 @@ Listener = Callable[[Progress], None]
 
 def ignore(event: Progress) -> None:
     """Drop an event: the listener of those who did not ask."""
+
+
+class Report:
+    """Tell a listener how many of an item's ``total`` bytes are done, as they are."""
+
+    def __init__(self, listener: Listener, action: str, item: str, total: int) -> None:
+        self._listener = listener
+        self._action = action
+        self._item = item
+        self._total = total
+        self._done = 0
+
+    def add(self, length: int) -> None:
+        """Say that so many more are done; what is more than the total does not count."""
+        self._done = min(self._done + length, self._total)
+        self._listener(Progress(self._action, self._item, self._done, self._total))
+
+    def finish(self) -> None:
+        """Say that everything is done: some of it may have taken no work at all."""
+        self._listener(Progress(self._action, self._item, self._total, self._total))

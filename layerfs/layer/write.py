@@ -16,7 +16,7 @@ from typing import Self
 
 from layerfs.contract import LayerRoot
 from layerfs.errors import FailedPrecondition, Unsupported, os_error
-from layerfs.events import Listener, Progress, ignore
+from layerfs.events import Listener, Report, ignore
 from layerfs.kernel import syscalls
 from layerfs.layer import attributes, tar
 from layerfs.layer.changes import ROOT, Change, ChangeKind
@@ -79,7 +79,7 @@ def write_layer(
     """
     listed = {change.path: change for change in changes}
     total = sum(change.size for change in listed.values() if change.kind is not ChangeKind.DELETED)
-    report = _Report(listener, item, total)
+    report = Report(listener, "diff", item, total)
     with LayerOutput(out, compression, level) as output:
         try:
             with _Writer(root, output, report, owners) as writer:
@@ -101,24 +101,6 @@ def _explained(root: LayerRoot, error: OSError) -> Exception:
     return os_error(f"write a layer of {root.path}", error)
 
 
-class _Report:
-    """Tell the listener how many bytes of contents have gone."""
-
-    def __init__(self, listener: Listener, item: str, total: int) -> None:
-        self._listener = listener
-        self._item = item
-        self._total = total
-        self._done = 0
-
-    def add(self, length: int) -> None:
-        self._done += length
-        self._listener(Progress("diff", self._item, min(self._done, self._total), self._total))
-
-    def finish(self) -> None:
-        """Say that everything is done: names of a file that is there already have no contents of their own."""
-        self._listener(Progress("diff", self._item, self._total, self._total))
-
-
 def _order(path: bytes, *, deleted: bool) -> bytes:
     """Return a key that sorts component by component, and deletions before their siblings."""
     if path == ROOT:
@@ -131,7 +113,7 @@ def _order(path: bytes, *, deleted: bool) -> bytes:
 class _Writer:
     """Write entries, one after the other, in their order."""
 
-    def __init__(self, root: LayerRoot, output: LayerOutput, report: _Report, owners: Owners | None) -> None:
+    def __init__(self, root: LayerRoot, output: LayerOutput, report: Report, owners: Owners | None) -> None:
         self._whiteouts = root.whiteouts
         self._output = output
         self._report = report

@@ -18,7 +18,7 @@ from layerfs import locks, rules
 from layerfs.clones import remove_unused
 from layerfs.contract import Kind
 from layerfs.errors import AlreadyExists, Busy, FailedPrecondition, InvalidArgument, LayerfsError, NotFound
-from layerfs.events import Listener, Progress, ignore
+from layerfs.events import Listener, Report, ignore
 from layerfs.images import Image
 from layerfs.kernel import mountinfo, mounting
 from layerfs.layer.changes import Change
@@ -294,7 +294,7 @@ class Migration:
         below, _ = self._trees.below(one.parent)
         with self._trees.both(one.name, key) as (tree, made):
             found = difference(self._source.parts, one.parent, below, one.name, tree)
-            report = _Report(self._listener, one.name, sum(change.size for change in found))
+            report = Report(self._listener, "migrate", one.name, sum(change.size for change in found))
             update_tree(tree, made, found, copied=report.add)
             report.finish()
             syncfs(made)
@@ -344,20 +344,3 @@ class Migration:
 def _forget(one: Carried, connection: sqlite3.Connection) -> None:
     if one.clone is not None:
         clones.delete(connection, one.clone.name)
-
-
-class _Report:
-    """Tell the listener how many bytes of a snapshot were carried."""
-
-    def __init__(self, listener: Listener, item: str, total: int) -> None:
-        self._listener = listener
-        self._item = item
-        self._total = total
-        self._done = 0
-
-    def add(self, length: int) -> None:
-        self._done = min(self._done + length, self._total)
-        self._listener(Progress("migrate", self._item, self._done, self._total))
-
-    def finish(self) -> None:
-        self._listener(Progress("migrate", self._item, self._total, self._total))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from layerfs.contract import LayerRoot, Whiteouts
+from layerfs.layer.changes import changes
+from layerfs.layer.compression import Compression
+from layerfs.layer.write import write_layer
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,14 @@ def _make_one(path: bytes, node: Node) -> None:
         for name, value in node.xattrs:
             os.setxattr(path, name, value)
         os.chmod(path, node.mode)
+
+
+def layer_of(before: Path | None, after: Path) -> bytes:
+    """Return the layer that turns one tree into the other."""
+    out = io.BytesIO()
+    listed = changes(before, after, verify_content=True)
+    write_layer(listed, LayerRoot(after, Whiteouts.REMOVE), out, compression=Compression.NONE)
+    return out.getvalue()
 
 
 def describe(root: Path) -> dict[bytes, Seen]:

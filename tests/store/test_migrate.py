@@ -38,9 +38,6 @@ from layerfs.kernel import userns
 from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import mounted
 from layerfs.layer.apply import apply
-from layerfs.layer.changes import changes
-from layerfs.layer.compression import Compression
-from layerfs.layer.write import write_layer
 from tests.layer import trees
 from tests.layer.any_trees import pairs, without_marks
 from tests.support import invariants
@@ -400,14 +397,6 @@ def two(request: pytest.FixtureRequest, make_store: MakeStore) -> tuple[Store, S
     return make_store("source", one), make_store("target", other)
 
 
-def layer_of(before: Path | None, after: Path) -> bytes:
-    """Return the layer that turns one tree into the other."""
-    out = io.BytesIO()
-    listed = changes(before, after, verify_content=True)
-    write_layer(listed, LayerRoot(after, Whiteouts.REMOVE), out, compression=Compression.NONE)
-    return out.getvalue()
-
-
 @pytest.mark.root
 @settings(
     max_examples=int(os.environ.get("LAYERFS_EXAMPLES", "12")),
@@ -420,11 +409,11 @@ def test_any_tree_comes_along(two: tuple[Store, Store], fresh_dir: Path, specs: 
     with tempfile.TemporaryDirectory(dir=fresh_dir) as name:
         top = Path(name)
         before, after = (trees.make(top / name, without_marks(spec)) for name, spec in zip("ab", specs, strict=True))
-        source.import_image(write_layout(top / "image", [layer_of(None, before)], name="test:1"))
+        source.import_image(write_layout(top / "image", [trees.layer_of(None, before)], name="test:1"))
         with source.clone("test:1", "any") as clone:
             clone.snapshot()
             with clone.mounted() as root:
-                apply(io.BytesIO(layer_of(before, after)), LayerRoot(root, Whiteouts.REMOVE))
+                apply(io.BytesIO(trees.layer_of(before, after)), LayerRoot(root, Whiteouts.REMOVE))
             source.migrate(target, ["any"])
             with clone.mounted() as here, target.get_clone("any").mounted() as there:
                 assert not trees.difference(trees.describe(here), trees.describe(there))

@@ -15,8 +15,6 @@ import layerfs
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.layer.apply import apply
 from layerfs.layer.changes import Change, changes
-from layerfs.layer.compression import Compression
-from layerfs.layer.write import write_layer
 from tests.layer import trees
 from tests.layer.any_trees import pairs, without_marks
 from tests.layer.trees import Spec
@@ -29,14 +27,6 @@ pytestmark = pytest.mark.root
 def store(driver_name: str, driver_root: Path) -> Iterator[layerfs.Store]:
     with layerfs.open(driver_root / "store", driver=driver_name) as store:
         yield store
-
-
-def layer_of(before: Path | None, after: Path) -> bytes:
-    """Return the layer that turns one tree into the other."""
-    out = io.BytesIO()
-    listed = changes(before, after, verify_content=True)
-    write_layer(listed, LayerRoot(after, Whiteouts.REMOVE), out, compression=Compression.NONE)
-    return out.getvalue()
 
 
 def listed(found: Iterator[Change]) -> list[tuple[str, bytes, int]]:
@@ -53,11 +43,11 @@ def test_a_diff_turns_one_tree_into_the_other(store: layerfs.Store, trees_dir: P
     with tempfile.TemporaryDirectory(dir=trees_dir) as name:
         top = Path(name)
         before, after = (trees.make(top / name, without_marks(spec)) for name, spec in zip("ab", pair, strict=True))
-        store.import_image(write_layout(top / "image", [layer_of(None, before)], name="test:1"))
+        store.import_image(write_layout(top / "image", [trees.layer_of(None, before)], name="test:1"))
         with store.clone("test:1") as clone:
             with clone.mounted() as root:
                 assert not trees.difference(trees.describe(root), trees.describe(before))
-                apply(io.BytesIO(layer_of(before, after)), LayerRoot(root, Whiteouts.REMOVE))
+                apply(io.BytesIO(trees.layer_of(before, after)), LayerRoot(root, Whiteouts.REMOVE))
                 assert not trees.difference(trees.describe(root), trees.describe(after))
             assert listed(clone.changes(verify_content=True)) == listed(changes(before, after, verify_content=True))
             committed = clone.commit("test:2")
