@@ -18,7 +18,7 @@ from tests.damage import odd_layers
 from tests.damage.hurting import trees
 from tests.support.images import write_layout
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.host]
 
 Do = Callable[[Path], object]
 

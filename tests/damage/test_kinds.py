@@ -20,7 +20,7 @@ from layerfs import ProblemKind, Store
 from layerfs.checking.repair import Outcome
 from tests.damage.hurting import directory, flip, sql, trees, writable
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.host]
 
 OVERLAYS = ("overlay2", "fuse")
 TREES = ("overlay2", "fuse", "btrfs", "copy")
@@ -263,7 +263,9 @@ def open_to_all(scene: Scene) -> None:
 
 
 @hurt(
-    "A clone is mounted, and its row and directory are gone", ProblemKind.MOUNT, drivers=("overlay2", "copy", "btrfs")
+    "A clone is mounted, and its rows went with a removal that was killed",
+    ProblemKind.MOUNT,
+    drivers=("overlay2", "copy", "btrfs"),
 )
 def dangling(scene: Scene) -> None:
     target = scene.tmp / "dangling"
@@ -383,3 +385,8 @@ def test_damage_is_found_and_mended(
         assert {remedy.outcome for remedy in remedies} == {Outcome.MENDED}, remedies
         assert store.check(deep=True) == ()
         assert trees(store) == before
+
+
+def test_the_table_of_the_docs_lists_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs/explanation/trust.md").read_text().lower()
+    assert [each.name for each in HURTS if f"| {each.name} |".lower() not in page] == []
