@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import layerfs
-from layerfs import Kind, NotFound, Store
+from layerfs import Kind, NotFound, Quota, Store
+from layerfs_fuse.union.ledger import read_quota
 from tests.support import invariants
 from tests.support.images import BASE, EDIT, SHRINK, Layer, write_layout
 
@@ -82,6 +83,8 @@ def describe(store: Store) -> dict[str, str]:
     for clone in store.clones():
         with clone.mounted() as root:
             seen[f"clone {clone.name}"] = f"{clone.image} {invariants.tree_digest(root)}"
+        if clone.quota:
+            seen[f"quota {clone.name}"] = f"{clone.quota}, held: {_held(store, clone)}"
         for label in clone.snapshots():
             seen[f"clone {clone.name}@{label}"] = _committed(store, f"{clone.key}@{label}")
     for info in store.snapshotter.infos():
@@ -94,6 +97,11 @@ def describe(store: Store) -> dict[str, str]:
 
 def _image(store: Store, image: layerfs.Image) -> str:
     return _committed(store, image.top) if not store.snapshotter.missing([image.top]) else "packed"
+
+
+def _held(store: Store, clone: layerfs.Clone) -> layerfs.Quota:
+    """Return the quota that the fuse driver holds a clone to, whatever the store says."""
+    return read_quota(store.path / "fuse" / str(store.snapshotter.snapshot(clone.key).id) / "quota")
 
 
 def _committed(store: Store, name: str) -> str:
@@ -213,3 +221,22 @@ OPERATIONS = (
     Operation("removal", _with_committed, lambda _, store: store.snapshotter.remove("run/committed")),
     Operation("cleanup", _with_orphan, lambda _, store: store.snapshotter.cleanup()),
 )
+
+
+def _limited(scene: Scene, store: Store) -> None:
+    _with_clone(scene, store).set_quota(_SMALL)
+
+
+_SMALL, _LARGE = Quota(size=1 << 20), Quota(size=1 << 30, inodes=1000)
+
+QUOTAS = (
+    Operation(
+        "clone with a quota", _without_clone, lambda _, store: store.clone("base:1", "work", quota=Quota(inodes=9))
+    ),
+    Operation("a quota", _with_clone, lambda _, store: store.get_clone("work").set_quota(_SMALL)),
+    Operation("another quota", _limited, lambda _, store: store.get_clone("work").set_quota(_LARGE)),
+    Operation("no quota", _limited, lambda _, store: store.get_clone("work").set_quota(Quota())),
+    Operation("snapshot with a quota", _limited, lambda _, store: store.get_clone("work").snapshot("two")),
+    Operation("rollback with a quota", _limited, lambda _, store: store.get_clone("work").rollback("one")),
+)
+"""What drivers with quotas can do besides; the fuse driver has them everywhere."""

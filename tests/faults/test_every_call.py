@@ -18,7 +18,7 @@ import pytest
 from tests.faults import interception, operations
 from tests.faults.interception import Fault
 from tests.faults.matrix import Matrix, every
-from tests.faults.operations import OPERATIONS, Operation
+from tests.faults.operations import OPERATIONS, QUOTAS, Operation
 from tests.guest import machine
 
 pytestmark = [
@@ -56,6 +56,14 @@ def test_a_kill_at_any_call_leaves_all_or_nothing(matrix: Matrix, driver_name: s
     for number, operation in enumerate(OPERATIONS):
         part = step(driver_name)
         assert matrix.run(operation, every(first=number * 5 % part, step=part)).failures == []
+
+
+@pytest.mark.parametrize("failure", [None, errno.EIO])
+def test_store_and_driver_agree_about_a_quota(tmp_path: Path, fresh_dir: Path, failure: int | None) -> None:
+    matrix = Matrix(operations.make(fresh_dir / "store", "fuse", tmp_path))
+    for number, operation in enumerate(QUOTAS):
+        part = 1 if ALL else 11
+        assert matrix.run(operation, every(failure, first=number % part, step=part)).failures == []
 
 
 @pytest.mark.parametrize("failure", FAILURES)
