@@ -30,9 +30,11 @@ from layerfs_fuse.ids import AS_THEY_ARE, IdShift
 from layerfs_fuse.mounting import Attachment
 from layerfs_fuse.operations import handlers
 from layerfs_fuse.operations.counted import files_of
+from layerfs_fuse.operations.patience import Patience
 from layerfs_fuse.server import Channel
 from layerfs_fuse.session import Wishes
 from layerfs_fuse.union import Union
+from layerfs_fuse.union.counted import CountedUnion
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def serve(
             raise OperationFailed(f"the mount at {target} was taken away while it was made")
         files = files_of(union, channel, session, limit=limit, volatile=volatile)
         table = handlers(union, files, channel, session, users=users, groups=groups)
+        if isinstance(union, CountedUnion):
+            table = Patience(union, channel).handlers(table)
         _unmount_when_told(target)
         way = "passthrough" if session.passthrough else "no open"
         _LOG.info("serving %s, %s, FUSE 7.%d", target, way, session.minor)

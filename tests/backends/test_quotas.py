@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,40 @@ class TestFuse(QuotaContract):
                 assert fill(root / "other") < 3 << 20
             (root / "other").unlink()
             assert fill(root / "other", 6 << 20) == 6 << 20
+
+    def test_what_was_deleted_makes_room_at_once(self, driver: Driver, shown: Shown) -> None:
+        """The kernel tells late that a file is gone, the later the more is going on."""
+        snapshot = limited(1, Quota(inodes=1 + 4))
+        driver.create(snapshot)
+
+        def work(root: Path, name: str) -> None:
+            for _ in range(300):
+                (root / name).touch()
+                (root / name).unlink()
+
+        with shown(snapshot) as root, ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(work, root, str(number)) for number in range(4)]:
+                done.result()
+
+    def test_who_finds_no_room_waits_for_what_is_being_closed(self, driver: Driver, shown: Shown) -> None:
+        """A wait is short, and a busy machine may be late: one in many tries is enough."""
+        snapshot = limited(1, Quota(inodes=2))
+        driver.create(snapshot)
+
+        def served(root: Path) -> bool:
+            with (root / "held").open("wb"):
+                (root / "held").unlink()
+                made = pool.submit((root / "made").touch)
+                wait([made], timeout=0.01)
+            try:
+                made.result()
+            except OSError:
+                return False
+            (root / "made").unlink()
+            return True
+
+        with shown(snapshot) as root, ThreadPoolExecutor(1) as pool:
+            assert any(served(root) for _ in range(50))
 
     def test_holes_are_free_and_filling_them_is_not(self, driver: Driver, shown: Shown) -> None:
         snapshot = limited(1, Quota(size=8 << 20))

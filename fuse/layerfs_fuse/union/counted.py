@@ -70,12 +70,15 @@ class CountedUnion(Union):
         """Return the state of the file system, no larger than the quota."""
         return self.ledger.statvfs(super().statfs())
 
+    def has_nameless(self) -> bool:
+        """Tell whether there are files without a name, which the kernel knows still."""
+        return any(True for _ in self._nameless())
+
+    def _nameless(self) -> Iterator[Node]:
+        return (node for node in self._nodes.values() if node.upper and node.directory is None and node.fd >= 0)
+
     def _measure(self) -> Usage:
-        nameless = [
-            _size(os.fstat(node.fd))
-            for node in self._nodes.values()
-            if node.upper and node.directory is None and node.fd >= 0
-        ]
+        nameless = [_size(os.fstat(node.fd)) for node in self._nameless()]
         return tree.usage(self._path_of_upper) + Usage(sum(nameless), len(nameless))
 
     # -- data ----------------------------------------------------------------------------------------------------------
