@@ -16,6 +16,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+from layerfs.checking.places import OWN
 from layerfs.checking.users import image_name
 from layerfs.clones import PREFIX
 from layerfs.contract import Kind, Usage
@@ -30,8 +31,8 @@ from layerfs.tree import usage
 from layerfs.unpacking import LAYER_LABEL
 
 _BLOCK = 512
-_FILES = ("meta.db", "meta.db-wal", "meta.db-shm", "lock")
-_SEALS = "seals"
+_COUNTED = ("blobs", "volume")
+"""What starts so in a store's directory holds the other parts."""
 
 
 class Part(StrEnum):
@@ -46,7 +47,7 @@ class Part(StrEnum):
     SNAPSHOTS = "snapshots"
     """All others: of containerd, and what is under way or left over."""
     METADATA = "metadata"
-    """The database, the lock file and the seals."""
+    """The database, the seals, the space in reserve, and what a repair put aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,11 @@ class Accounts:
         return _of_file(self._parts.blobs.path(digest))
 
     def _metadata(self) -> Usage:
-        found = reduce(add, (_of_file(self._parts.path / name) for name in _FILES))
-        with suppress(NotFound):
-            found += usage(self._parts.path / _SEALS)
+        found = Usage()
+        for entry in os.scandir(self._parts.path):
+            if entry.name.startswith(OWN) and not entry.name.startswith(_COUNTED):
+                with suppress(NotFound):
+                    found += usage(Path(entry.path)) if entry.is_dir() else _of_file(Path(entry.path))
         return found
 
     # Who takes it

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from layerfs.checking.places import OWN
 from layerfs.checking.users import image_name
 from layerfs.clones import PREFIX
 from layerfs.contract import Kind, Snapshot, SnapshotId
@@ -24,9 +25,7 @@ from layerfs.kernel.mountinfo import MountPoint
 from layerfs.metadata import clones, images, snapshots
 from layerfs.metadata.snapshots import Row
 from layerfs.parts import Parts
-from layerfs.volume import IMAGE
 
-_OWN = re.compile(r"(meta\.db(-wal|-shm)?|lock|seals|migrating)(/.*)?|" + re.escape(IMAGE) + r"(\..*)?")
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _INGEST = re.compile(r"blobs/ingest/.+")
 _STEPS = 8
@@ -90,7 +89,8 @@ class Owning:
             return self._of_driver(path.parts[1:])
         if _INGEST.fullmatch(text):
             return Owner(OwnerKind.NOBODY, "a blob that is being written, or was when its writer died")
-        if text in {".", "blobs", "blobs/sha256", "blobs/ingest"} or _OWN.fullmatch(text):
+        inside_blobs = path.parts[:1] == ("blobs",)
+        if text in {".", "blobs", "blobs/sha256", "blobs/ingest"} or (text.startswith(OWN) and not inside_blobs):
             return Owner(OwnerKind.STORE, os.fspath(self._parts.path))
         return Owner(OwnerKind.FOREIGN)
 

@@ -16,7 +16,7 @@ from layerfs.metadata import snapshots
 from layerfs.parts import TEMPORARY, Parts
 from layerfs.tree import LOST
 
-_OWN = ("meta.", "lock", "blobs", "seals", "volume", "reserve", LOST)
+OWN = ("meta.", "lock", "blobs", "seals", "volume", "reserve", "migrating", LOST)
 """How the names in a store's directory begin, beside that of its driver."""
 _DELETED = "//deleted"
 """What mountinfo puts behind the root of a bind mount whose directory is gone."""
@@ -55,7 +55,7 @@ class Places:
         beside = [
             self._parts.path / name
             for name in sorted(os.listdir(self._parts.path))
-            if name != driver.name and not name.startswith(_OWN)
+            if name != driver.name and not name.startswith(OWN)
         ]
         within = driver.strangers() if isinstance(driver, Tidy) else ()
         hint = f"`layerfs repair --force` moves it to {self._parts.path / LOST}"

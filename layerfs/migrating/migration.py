@@ -26,6 +26,7 @@ from layerfs.layer.limits import UNLIMITED
 from layerfs.metadata import clones, images, seals, snapshots
 from layerfs.migrating.compare import check_same, difference
 from layerfs.migrating.plan import Carried, Plan, Side, make_plan
+from layerfs.migrating.stream import transfer
 from layerfs.migrating.update import update_tree
 from layerfs.parts import MIGRATING, TEMPORARY, Parts
 from layerfs.tree import syncfs
@@ -206,6 +207,7 @@ class Migration:
                     snapshotter.remove(info.name)
         for info in self._target.parts.snapshotter.infos(prefix=MIGRATING):
             self._target.parts.snapshotter.remove(info.name)
+        self._target.parts.blobs.cleanup()
 
     # Carrying
 
@@ -235,11 +237,19 @@ class Migration:
             target.blobs.put_all([image.manifest.config, *image.manifest.layers], source.blobs.open, self._listener)
             target.blobs.put_bytes(image.manifest.raw)
             if unpacked:
+                self._receive_layers(image, plan)
                 self._target.images.unpack(image, limits=UNLIMITED, listener=self._listener)
                 for chain in image.config.chain_ids:
                     self._check(plan.layers[chain], chain, root=False)
         self._record(image)
         return not there
+
+    def _receive_layers(self, image: Image, plan: Plan) -> None:
+        """Take layers by streams as far as the drivers can; the others are unpacked."""
+        for chain in image.config.chain_ids:
+            missing = self._target.parts.snapshotter.missing([chain])
+            if missing and not transfer(self._source.parts, self._target.parts, plan.layers[chain], chain):
+                return
 
     def _is_carried(self, one: Carried) -> bool:
         """Tell whether what has its name in the target came from here: then it has the very time, too."""
@@ -274,11 +284,16 @@ class Migration:
             self._publish(key, one)
             return
         try:
-            snapshotter.prepare(key, one.parent, labels=one.labels)
-            found = self._fill(one, key)
-            if one.row.kind is Kind.COMMITTED:
-                snapshotter.commit(_DONE + one.name, key, labels=one.labels)
+            found: Sequence[Change] | None = None
+            committed = one.row.kind is Kind.COMMITTED
+            if committed and transfer(self._source.parts, self._target.parts, one, _DONE + one.name):
                 key = _DONE + one.name
+            else:
+                snapshotter.prepare(key, one.parent, labels=one.labels)
+                found = self._fill(one, key)
+                if committed:
+                    snapshotter.commit(_DONE + one.name, key, labels=one.labels)
+                    key = _DONE + one.name
             self._check(one, key, found)
             if one.quota:  # now, for the two drivers may not count alike
                 snapshotter.quotas.set(key, one.quota)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from layerfs import (
     IdMap,
     IdRange,
     InvalidArgument,
+    Kind,
     Mount,
     NoSpace,
     Quota,
@@ -43,6 +42,7 @@ from tests.layer.any_trees import pairs, without_marks
 from tests.support import invariants
 from tests.support.images import BASE, EDIT, SHRINK, write_layout
 from tests.support.rootless import Rootless
+from tests.support.sending import SendingDriver
 
 HOST_DRIVERS = ("copy", "overlay2", "btrfs", "fuse")
 
@@ -478,16 +478,61 @@ def test_the_target_takes_the_place_of_the_source(pair: tuple[Store, Store], fre
         invariants.check_store(moved)
 
 
-def carry_in_child(source: Path, target: Path) -> int:
-    """Start a process that migrates one store to another, and return its id."""
+@pytest.fixture
+def senders(fresh_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Store]]:
+    """Give two stores of a driver that sends and receives."""
+    metadata = fresh_dir / "sending-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "entry_points.txt").write_text("[layerfs.drivers]\nsending = tests.support.sending:open_driver\n")
+    monkeypatch.syspath_prepend(str(fresh_dir))
+    SendingDriver.received.clear()
+    source, target = fresh_dir / "source", fresh_dir / "target"
+    with layerfs.open(source, driver="sending") as one, layerfs.open(target, driver="sending") as other:
+        yield one, other
+
+
+@pytest.mark.root
+def test_streams_are_handed_on(senders: tuple[Store, Store], tmp_path: Path) -> None:
+    source, target = senders
+    fill(source, tmp_path)
+    source.migrate(target)
+    assert_same(source, target)
+    committed = source.snapshotter.infos(f"kind=={Kind.COMMITTED}")
+    assert len(SendingDriver.received) == len(committed)
+
+
+@pytest.mark.root
+def test_where_streams_do_not_fit_files_are_carried(senders: tuple[Store, Store], tmp_path: Path) -> None:
+    source, target = senders
+    fill(source, tmp_path)
+    target.import_image(tmp_path / "one")
+    source.migrate(target)
+    assert trees_of(target)["clone/web"] == trees_of(source)["clone/web"]
+    assert target.check(deep=True) == ()
+    assert len(SendingDriver.received) == 1  # the snapshot that stands on no layer
+    assert source.migrate(target).clones == 0
+
+
+def carry_until(source: Path, target: Path, events: int) -> bool:
+    """Migrate in a process that is killed when it has reported so often; tell whether that came before its end."""
     child = fork()
     if child == 0:
+        told = count(1)
+
+        def end(_event: layerfs.Progress) -> None:
+            if next(told) == events:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        status = 1
         try:
             with layerfs.open(source) as one, layerfs.open(target) as other:
-                one.migrate(other)
+                one.migrate(other, listener=end)
+            status = 0
         finally:
-            os._exit(0)
-    return child
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in {0, -signal.SIGKILL}
+    return status != 0
 
 
 @pytest.mark.root
@@ -496,16 +541,8 @@ def test_kills_lose_nothing(make_store: MakeStore, fresh_dir: Path, one: str, ot
     source, target = make_store("source", one), make_store("target", other)
     fill(source, fresh_dir)
     before = state_of(source), trees_of(source)
-    chance = random.Random(7)
-    killed = 0
-    for _ in range(40):
-        child = carry_in_child(source.path, target.path)
-        time.sleep(chance.uniform(0, 0.8))
-        os.kill(child, signal.SIGKILL)
-        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        if len(target.clones()) == 3:
-            break
-    assert killed
+    killed = next(n for n in count(1) if not carry_until(source.path, target.path, n))
+    assert killed > 5
     source.migrate(target)
     assert_same(source, target)
     assert (state_of(source), trees_of(source)) == before
