@@ -203,8 +203,9 @@ class Migration:
             snapshotter = side.parts.snapshotter
             for info in snapshotter.infos(prefix=TEMPORARY):
                 token = info.name.removeprefix(TEMPORARY).partition("/")[0]
-                if not snapshotter.is_alive(int(token)) and not mounting.users(snapshotter.mounts(info.name)):
-                    snapshotter.remove(info.name)
+                with suppress(NotFound):  # another migration sweeps, too
+                    if not snapshotter.is_alive(int(token)) and not mounting.users(snapshotter.mounts(info.name)):
+                        snapshotter.remove(info.name)
         for info in self._target.parts.snapshotter.infos(prefix=MIGRATING):
             self._target.parts.snapshotter.remove(info.name)
         self._target.parts.blobs.cleanup()
