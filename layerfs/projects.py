@@ -11,7 +11,6 @@ others may have projects on the file system, too.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from layerfs.kernel.descriptors import opened
 
 _RECORD = "projects"
 _RANGE = 1 << 24
-_RANGES = range(1, 256)
+_RANGES = 255
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -110,12 +109,12 @@ def _recorded(root: Path) -> int | None:
 
 def _begin(root: Path, directory: int) -> int:
     """Choose numbers that nobody has used, and write them down; who comes second takes those of the first."""
-    candidates = [number * _RANGE for number in _RANGES]
-    secrets.SystemRandom().shuffle(candidates)
+    first = int.from_bytes(os.urandom(8), "little")
+    candidates = ((1 + (first + number) % _RANGES) * _RANGE for number in range(_RANGES))
     base = next((base for base in candidates if _is_free(directory, base)), None)
     if base is None:
         raise Unsupported(f"all projects of the file system of {root} are taken", hint="use the fuse driver")
-    new = root / f".{_RECORD}.{secrets.token_hex(8)}"
+    new = root / f".{_RECORD}.{os.urandom(8).hex()}"
     with open(new, "w", encoding="ascii") as file:
         file.write(f"{base}\n")
         file.flush()

@@ -210,6 +210,25 @@ class QuotaContract(QuotaRefusalRules):
         for name in ("second", "first"):
             snapshotter.remove(name)
 
+    def test_a_full_snapshot_goes_on_after_a_checkpoint(self, driver: Driver, bench: Bench) -> None:
+        """What is committed is no longer its own, so there is room again; a driver that copies it says why not."""
+        snapshotter = bench.snapshotter
+        snapshotter.prepare("key", quota=_SMALL)
+        with bench.mounted("key") as root, self.writer():
+            fill(root / "file")
+        if driver.traits.copy_unit == "tree":
+            snapshotter.quotas.set("key", Quota(size=4 * _MEBIBYTE))
+            with self.writer(), pytest.raises(NoSpace, match="the quota of 'key' is 4194304 bytes") as caught:
+                snapshotter.checkpoint("first", "key")
+            assert "layerfs quota" in (caught.value.hint or "")
+            assert snapshotter.stat("key").parent == ""
+            return
+        snapshotter.checkpoint("first", "key")
+        with bench.mounted("key") as root, self.writer():
+            assert fill(root / "more", 4 * _MEBIBYTE) == 4 * _MEBIBYTE
+        for name in ("key", "first"):
+            snapshotter.remove(name)
+
     def test_what_a_crash_left_is_finished(self, driver: Driver, bench: Bench, tmp_path: Path) -> None:
         """A row that the driver was not told of holds when the store is opened again."""
         bench.snapshotter.prepare("key")
