@@ -99,8 +99,9 @@ class DeepCheck:
         work: list[Callable[[], _Finding]] = []
         for row in rows:
             seal = sealed.get(row.name)
-            if row.name in known and seal is not None and seal.digest != known[row.name].layer.diff_id:
-                known.pop(row.name)  # it was carried here, not unpacked: what its blob does not say is from elsewhere
+            layer = known.get(row.name)
+            if layer is not None and (row.name not in layers if seal is None else seal.digest != layer.layer.diff_id):
+                known.pop(row.name)  # others made it, or it was carried here: what its blob does not say is its own
                 layers.discard(row.name)
             if row.name in known:
                 sizes.pop(str(known[row.name].layer.blob.digest), None)

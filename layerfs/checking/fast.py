@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from layerfs.checking.places import Places
@@ -16,16 +17,30 @@ from layerfs.parts import Parts
 
 FETCH = "`layerfs repair --force` brings it again from its registry; or import the image again"
 
+_MOMENT = 0.1
+"""Seconds that others get to end what they are at."""
+
 
 class Check:
     """Look for problems of a store. Nothing is changed."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._users = Users(parts.database)
 
     def run(self, *, deep: bool = False) -> tuple[Problem, ...]:
-        """Return what is wrong; ``deep`` is for the database: `DeepCheck` has the rest of it."""
+        """Return what is wrong; ``deep`` is for the database: `DeepCheck` has the rest of it.
+
+        What is found is looked at twice: between the parts of a removal, say, there are bytes without a row.
+        """
+        found = self._look(deep=deep)
+        if not found:
+            return ()
+        time.sleep(_MOMENT)
+        again = set(self._look(deep=False))
+        return tuple(problem for problem in found if problem in again or problem.kind is ProblemKind.DATABASE)
+
+    def _look(self, *, deep: bool) -> tuple[Problem, ...]:
+        self._users = Users(self._parts.database)
         return (
             *Rows(self._parts, self._users).run(deep=deep),
             *self._snapshots(),

@@ -25,11 +25,9 @@ def mend_rows(parts: Parts, problem: Problem) -> None:
 
 def restore_rows(parts: Parts) -> int:
     """Put back the rows that only the record has, and return how many they were."""
-    rows = record.read(parts.database.record)
-    if rows is None:
-        return 0
     with parts.database.write() as connection:
-        lost = record.missing(rows, connection)
+        rows = record.read(parts.database.record)
+        lost = record.missing(rows, connection) if rows is not None else []
         stuck = record.restore(connection, lost)
         record.drop_dangling(connection)
     return len(lost) - len(stuck)

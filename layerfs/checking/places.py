@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from stat import S_IMODE
 
+from layerfs import locks
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.users import Users
-from layerfs.contract import Tidy
+from layerfs.contract import SnapshotId, Tidy
 from layerfs.kernel import mountinfo
 from layerfs.kernel.mountinfo import MountPoint
 from layerfs.metadata import snapshots
@@ -73,22 +74,27 @@ class Places:
                 yield Problem(info.name, message, hint, (), ProblemKind.LEFTOVER)
 
     def _orphans(self) -> Iterator[Problem]:
-        held = self._parts.snapshotter.holdings.ids()
-        with self._parts.database.write(durable=False) as connection:  # who makes bytes is in such a transaction
-            orphans = sorted(held - snapshots.ids(connection))
-        for orphan in orphans:
+        orphans = self._without_row()
+        for orphan in orphans:  # who deletes bytes without a row holds their lock meanwhile
+            place = locks.named(f"bytes/{orphan}")
+            with locks.locked(self._parts.lock_file, place, exclusive=True, what=f"snapshot {orphan}"):
+                pass
+        for orphan in sorted(orphans & self._without_row() if orphans else orphans):
             message = f"bytes of a snapshot {orphan}, which no row names"
             hint = "`layerfs repair --force` deletes them"
             yield Problem(str(orphan), message, hint, (), ProblemKind.ORPHAN)
+
+    def _without_row(self) -> set[SnapshotId]:
+        held = self._parts.snapshotter.holdings.ids()
+        with self._parts.database.write(durable=False) as connection:  # who makes bytes is in such a transaction
+            return held - snapshots.ids(connection)
 
     def _mounts(self) -> Iterator[Problem]:
         with self._parts.database.read() as connection:
             there = {str(row.id): row.name for row in (*snapshots.ready(connection), *snapshots.unfinished(connection))}
         for point in mountinfo.mount_points():
             used = self._ids(point)
-            if not used or point.path.is_relative_to(
-                self._root
-            ):  # those that snapshots share are taken away by themselves
+            if not used or point.path.is_relative_to(self._root):  # what snapshots share goes by itself
                 continue
             if is_dead(point):
                 message = "the process that served this mount has ended: every access fails"

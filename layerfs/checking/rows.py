@@ -41,11 +41,9 @@ class Rows:
 
     def _recorded(self) -> Iterator[Problem]:
         """Hold the database against its record, which has a row as long as the database should."""
-        rows = record.read(self._parts.database.record)
-        if rows is None:
-            return
         with self._parts.database.write(durable=False) as connection:  # nobody is between the two meanwhile
-            lost = record.missing(rows, connection)
+            rows = record.read(self._parts.database.record)
+            lost = record.missing(rows, connection) if rows is not None else []
         for table, row in lost:
             name = record.title(table, row)
             yield Problem(name, f"a row of the table {table} is gone", MEND, (), ProblemKind.ROWS)

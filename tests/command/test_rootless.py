@@ -120,3 +120,25 @@ def test_no_driver_at_all_is_status_five(run_rootless: Rootless, rootless_dir: P
     document = run_rootless(lambda: json.loads(Command(closed / "store", "auto").run("--json", "doctor").stdout))
     assert not any(one["works"] for one in document["drivers"])
     assert run_rootless(lambda: Command(closed / "store", "auto").run("doctor").returncode) == 5
+
+
+def test_check_and_repair(run_rootless: Rootless, user: Command, readable: Path, rootless_dir: Path) -> None:
+    """A file of a layer that was changed comes back, and so does a lost database, with the clone."""
+
+    def work() -> tuple[list[str], str, str]:
+        _stock(user, readable)
+        user("shell", "box", "--", "sh", "-c", "echo hello > /etc/motd")
+        user("snapshot", "box")
+        said = user("check", "--deep", "-q") + user("check", "--deep", "-q")
+        store = rootless_dir / "store"
+        (changed,) = store.glob(f"{user.backend}/1/**/etc/issue")
+        changed.write_text("changed\n")
+        (store / "meta.db").unlink()
+        user("repair", "--force", "--offline")
+        return user("-q", "ls").splitlines(), said, user("shell", "box", "--", "cat", "/etc/motd", "/etc/issue")
+
+    names, said, shown = run_rootless(work)
+    assert names == ["box"]
+    assert said == ""
+    assert shown.splitlines()[0] == "hello"
+    assert "changed" not in shown
