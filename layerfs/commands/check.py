@@ -54,7 +54,7 @@ def command(session: Session, older_than: timedelta | None, jobs: int | None, *,
     with session.opened() as store, progress(session) as listener:
         problems = store.check(deep=deep, older_than=older_than, jobs=jobs, listener=listener)
     document: dict[str, Json] = {"problems": [problem_document(problem) for problem in problems]}
-    session.show(document, "\n".join(line for problem in problems for line in problem_lines(problem)))
+    session.show(document, "\n".join(problem_lines(problems)))
     if problems:
         return Corrupt.exit_status
     session.say("nothing is wrong")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 import click
 
 from layerfs.checking.rebuild import reason, rebuild
 from layerfs.checking.repair import Outcome, Remedy
-from layerfs.commands.frame.problems import problem_document, problem_title
+from layerfs.commands.frame.problems import problem_block, problem_document
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.registry import plain_option
 from layerfs.commands.frame.session import Json, Session
@@ -44,7 +45,7 @@ def command(session: Session, *, force: bool, fast: bool, offline: bool, plain_h
     with session.opened() as store, progress(session) as listener:
         remedies = store.repair(deep=not fast, force=force, options=options, listener=listener)
     document: dict[str, Json] = {"done": force, "remedies": [_document(remedy) for remedy in remedies]}
-    session.show(document, "\n".join(line for remedy in remedies for line in _lines(remedy)))
+    session.show(document, "\n".join(_lines(remedies)))
     session.say(_summary(remedies, done=force))
     return _PARTLY if any(remedy.outcome is not Outcome.MENDED for remedy in remedies) else 0
 
@@ -60,8 +61,11 @@ def _document(remedy: Remedy) -> Json:
     return {**problem_document(remedy.problem), "outcome": remedy.outcome, "remedy": remedy.words}
 
 
-def _lines(remedy: Remedy) -> list[str]:
-    return [problem_title(remedy.problem), f"  {remedy.outcome}: {remedy.words}"]
+def _lines(remedies: tuple[Remedy, ...]) -> list[str]:
+    lines: list[str] = []
+    for (_, outcome, words), group in groupby(remedies, lambda each: (each.problem.name, each.outcome, each.words)):
+        lines += problem_block([remedy.problem for remedy in group], (f"{outcome}: {words}",))
+    return lines
 
 
 def _summary(remedies: tuple[Remedy, ...], *, done: bool) -> str:

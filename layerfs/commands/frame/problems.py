@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
 from layerfs.checking.problem import Problem
 from layerfs.commands.frame.session import Json
 from layerfs.commands.frame.text import printable
@@ -20,14 +23,19 @@ def problem_document(problem: Problem) -> dict[str, Json]:
     }
 
 
-def problem_title(problem: Problem) -> str:
-    """Return what is wrong in one line."""
-    name = short(problem.name) if problem.name.startswith("sha256:") else problem.name
-    return printable(f"{name or 'store'}{': ' if problem.file else ''}{problem.file}: {problem.message}")
+def problem_block(problems: Sequence[Problem], said: Sequence[str]) -> list[str]:
+    """Return problems of one thing for people, its files below each other, and then what is to be said of all."""
+    first = problems[0]
+    name = short(first.name) if first.name.startswith("sha256:") else first.name or "store"
+    lines = [f"{problem.file}{': ' if problem.file else ''}{problem.message}" for problem in problems]
+    titles = [f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}:", *(f"  {line}" for line in lines)]
+    return [printable(line) for line in (*titles, *(f"  {line}" for line in said))]
 
 
-def problem_lines(problem: Problem) -> list[str]:
-    """Return a problem for people."""
-    hurts = ", ".join(problem.hurts) or ("nobody" if problem.name else "all of the store")
-    lines = (problem_title(problem), f"  hurts: {hurts}", f"  hint: {problem.hint}")
-    return [printable(line) for line in (lines if problem.hint else lines[:2])]
+def problem_lines(problems: Iterable[Problem]) -> list[str]:
+    """Return all problems for people, a block for each thing that is wrong."""
+    lines: list[str] = []
+    for (name, hurts, hint), group in groupby(problems, lambda problem: (problem.name, problem.hurts, problem.hint)):
+        whom = ", ".join(hurts) or ("nobody" if name else "all of the store")
+        lines += problem_block(tuple(group), (f"hurts: {whom}", *((f"hint: {hint}",) if hint else ())))
+    return lines
