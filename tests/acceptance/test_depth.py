@@ -21,8 +21,8 @@ from tests.support.images import Layer, write_layout
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-DEPTH = 16 if machine.inside() else 128
-CLONES = 50 if machine.inside() else 1000
+DEPTH = 6 if machine.emulated() else 16 if machine.inside() else 128
+CLONES = 20 if machine.emulated() else 50 if machine.inside() else 1000
 BEYOND = 501
 """One more layer than the kernel's overlayfs stacks (fs/overlayfs/params.c, OVL_MAX_STACK)."""
 

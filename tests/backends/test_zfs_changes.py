@@ -39,13 +39,26 @@ def _shown(driver: ZfsDriver, snapshot: Snapshot) -> Iterator[Path]:
 
 def _check(driver: ZfsDriver, snapshot: Snapshot, base: int = 1) -> list[Change]:
     """Compare the list of the candidates with that of the walk, with and without contents; return it."""
-    found = driver.changed_paths(snapshot, SnapshotId(base))
-    shown = snapshot if snapshot.kind is Kind.ACTIVE else active(snapshot.id, *snapshot.parents)
-    with _shown(driver, active(base)) as lower, _shown(driver, shown) as upper:
+    with _both(driver, snapshot, base) as (lower, upper):
         for verify in (False, True):
-            listed = list(changes(lower, upper, verify_content=verify, candidates=found))
+            listed = _listed(driver, snapshot, base, lower, upper, verify=verify)
             assert listed == list(changes(lower, upper, verify_content=verify))
     return listed
+
+
+@contextmanager
+def _both(driver: ZfsDriver, snapshot: Snapshot, base: int) -> Iterator[tuple[Path, Path]]:
+    shown = snapshot if snapshot.kind is Kind.ACTIVE else active(snapshot.id, *snapshot.parents)
+    with _shown(driver, active(base)) as lower, _shown(driver, shown) as upper:
+        yield lower, upper
+
+
+def _listed(
+    driver: ZfsDriver, snapshot: Snapshot, base: int, lower: Path, upper: Path, *, verify: bool
+) -> list[Change]:
+    """Return the list of the candidates."""
+    found = driver.changed_paths(snapshot, SnapshotId(base))
+    return list(changes(lower, upper, verify_content=verify, candidates=found))
 
 
 def _prepared(driver: ZfsDriver) -> None:
@@ -64,7 +77,8 @@ def test_the_answer_is_that_of_the_walk(name: str, driver: ZfsDriver) -> None:
     listed = _check(driver, active(2, 1))
     assert bool(listed) == (name not in {"nothing", "same file by another link"})
     driver.commit(active(2, 1))
-    assert _check(driver, committed(2, 1)) == listed
+    with _both(driver, committed(2, 1), 1) as (lower, upper):
+        assert _listed(driver, committed(2, 1), 1, lower, upper, verify=True) == listed
 
 
 def test_more_than_one_snapshot_up(driver: ZfsDriver) -> None:

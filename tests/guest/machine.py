@@ -91,6 +91,11 @@ def inside() -> bool:
     return MARK in os.environ
 
 
+def emulated() -> bool:
+    """Tell whether this is QEMU's: what the other kind's has anyhow, and takes long, is thinned here."""
+    return os.environ.get(MARK) == Kind.QEMU
+
+
 def slowness() -> int:
     """Return how many times longer than elsewhere Python takes here, roughly: to choose moments by, never to judge."""
     return _SLOWNESS[Kind(os.environ[MARK])] if inside() else 1

@@ -136,14 +136,16 @@ def _kind(item: pytest.Item) -> Kind:
 
 
 def _dealt(items: Iterable[pytest.Item]) -> Sequence[tuple[Kind, list[str]]]:
-    """Deal the tests to guests: the longest file first, each to the one that has the fewest of its kind so far."""
-    files: dict[tuple[Kind, Path], list[str]] = {}
+    """Deal the tests of each kind to its guests, in turns: so these end at about the same time."""
+    tests: dict[Kind, list[str]] = {}
     for item in items:
-        files.setdefault((_kind(item), item.path), []).append(item.nodeid)
-    shares: dict[Kind, list[list[str]]] = {kind: [[] for _ in range(_MACHINES[kind])] for kind in Kind}
-    for (kind, _), tests in sorted(files.items(), key=lambda file: -len(file[1])):
-        min(shares[kind], key=len).extend(tests)
-    return [(kind, tests) for kind in Kind for tests in shares[kind] if tests]
+        tests.setdefault(_kind(item), []).append(item.nodeid)
+    return [
+        (kind, share)
+        for kind, those in tests.items()
+        for number in range(_MACHINES[kind])
+        if (share := those[number :: _MACHINES[kind]])
+    ]
 
 
 class Guest:

@@ -20,7 +20,7 @@ from tests.guest import machine
 from tests.support import invariants
 from tests.support.images import BASE, EDIT, SHRINK, Layer, write_layout
 
-SHARE = 12 if machine.inside() else 67
+SHARE = 6 if machine.emulated() else 12 if machine.inside() else 67
 """Kills for each driver: over all drivers some 200."""
 
 LONGEST = 0.25 * machine.slowness()

@@ -19,7 +19,7 @@ from tests.guest import machine
 from tests.support import invariants
 
 PROCESSES = 8
-SECONDS = 30 if machine.inside() else float(os.environ.get("LAYERFS_STRESS_SECONDS", "60")) / 4
+SECONDS = 20 if machine.inside() else float(os.environ.get("LAYERFS_STRESS_SECONDS", "60")) / 4
 
 LOST_A_RACE = (layerfs.AlreadyExists, layerfs.NotFound, layerfs.FailedPrecondition, layerfs.InvalidArgument)
 

@@ -15,6 +15,7 @@ import layerfs
 from layerfs.contract import LayerRoot, Whiteouts
 from layerfs.layer.apply import apply
 from layerfs.layer.changes import Change, changes
+from tests.guest import machine
 from tests.layer import trees
 from tests.layer.any_trees import pairs, without_marks
 from tests.layer.trees import Spec
@@ -34,7 +35,7 @@ def listed(found: Iterator[Change]) -> list[tuple[str, bytes, int]]:
 
 
 @settings(
-    max_examples=int(os.environ.get("LAYERFS_EXAMPLES", "15")),
+    max_examples=int(os.environ.get("LAYERFS_EXAMPLES", "8" if machine.emulated() else "15")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
