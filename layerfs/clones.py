@@ -172,10 +172,15 @@ class Clone:
             self._after_unmount(mounts, volatile=any(point.volatile for point in points))
 
     @contextmanager
-    def mounted(self, target: Path | None = None, *, volatile: bool = False) -> Iterator[Path]:
-        """Give its mounted root while the block runs, at ``target`` or in a private temporary directory."""
+    def mounted(self, target: Path | None = None, *, volatile: bool = False, suid: bool = False) -> Iterator[Path]:
+        """Give its mounted root while the block runs, at ``target`` or in a private temporary directory.
+
+        In a user namespace set-user-ID programs in it have no effect unless ``suid`` asks for it; for root they have.
+        """
         with self._parts.writing(self.key, self._what):
             mounts = self._mounts(volatile=volatile)
+            if suid:
+                mounts = [mount if mount.target else mount.with_options("suid") for mount in mounts]
             try:
                 with mounting.mounted(mounts, target) as root:
                     yield root

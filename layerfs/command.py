@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from layerfs import privilege
 from layerfs.commands.frame.failure import guarded, log_to_stderr
 from layerfs.commands.frame.session import Session
 from layerfs.commands.frame.verb import ExampleGroup, global_options
@@ -80,6 +81,7 @@ cli.params = [*global_options(root=True), *cli.params]
 
 def main() -> None:
     """Run the command as a process of its own; SIGTERM and SIGHUP end it as an error would, so that it tidies up."""
+    privilege.forget_environment()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     cli(prog_name="layerfs")

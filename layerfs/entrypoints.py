@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from layerfs import privilege
+
 _FILE = "entry_points.txt"
+_OWN = frozenset({"layerfs", "layerfs_backends", "layerfs_fuse", "layerfs_bench"})
+"""The packages of this distribution."""
 _SUFFIXES = (".dist-info", ".egg-info")
 
 
@@ -24,6 +28,11 @@ class EntryPoint:
 
     name: str
     value: str
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether it is of this distribution."""
+        return self.value.partition(":")[0].strip().partition(".")[0] in _OWN
 
     def load(self) -> Any:  # noqa: ANN401  whatever was installed
         """Import the object; raise ``ImportError``."""
@@ -38,12 +47,41 @@ class EntryPoint:
 
 
 def find(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group by their names; of two packages with one name the first on the path counts."""
-    if not _is_ordinary():
-        from importlib.metadata import entry_points  # noqa: PLC0415  see above
+    """Return the entry points of a group by their names; of two packages with one name the first on the path counts.
 
-        return {found.name: EntryPoint(found.name, found.value) for found in entry_points(group=group)}
-    return {found.name: found for directory in _distributions() for found in _read(directory, group)}
+    As root only what lies in directories that root alone can change; none but our own where privileges were raised.
+    """
+    found = _by_ourselves(group) if _is_ordinary() else _by_python(group)
+    raised = privilege.raised()
+    return {each.name: each for each in found if each.is_own or not raised}
+
+
+def _by_ourselves(group: str) -> Iterator[EntryPoint]:
+    for directory in _distributions():
+        yield from _read(directory, group)
+
+
+def _by_python(group: str) -> Iterator[EntryPoint]:
+    from importlib.metadata import distributions  # noqa: PLC0415  see above
+
+    for distribution in distributions():
+        if _may_load(str(distribution.locate_file(""))):
+            for found in distribution.entry_points.select(group=group):
+                yield EntryPoint(found.name, found.value)
+
+
+def _may_load(place: str) -> bool:
+    """Tell whether code of others may be loaded from a directory of the path: as root only what is root's alone.
+
+    What Python itself and layerfs are loaded from needs no second look: whoever can write there decides anyway.
+    """
+    if os.geteuid() != 0:
+        return True
+    real = os.path.realpath(place)
+    own = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    roots = (sys.prefix, sys.base_prefix)
+    inside = any(real.startswith(os.path.join(os.path.realpath(root), "")) for root in roots)
+    return real == own or inside or privilege.is_trusted(real) or not privilege.in_initial_namespace()
 
 
 def _is_ordinary() -> bool:
@@ -56,6 +94,8 @@ def _distributions() -> Iterator[str]:
     """Yield the metadata directory of every distribution, the first of each name."""
     seen: set[str] = set()
     for place in dict.fromkeys(sys.path):
+        if not _may_load(place or "."):
+            continue
         try:
             names = os.listdir(place or ".")
         except OSError:  # Python's own path may name places that are not there

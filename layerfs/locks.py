@@ -60,7 +60,7 @@ def locked(
 
     ``timeout`` is in seconds, None waits for ever and 0 does not wait; `Busy` says ``what`` somebody else holds.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     try:
         descriptor = os.open(file, flags, 0o600)
     except OSError as error:
@@ -110,7 +110,7 @@ class Owner:
         """Return this process's token, locked from now on."""
         if self._pid != os.getpid():
             self._token = int.from_bytes(os.urandom(8)) % _UPPER
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             place = Place(_OWNER + self._token)
             _acquire(self._descriptor, place, exclusive=True, what="a new token", timeout=0)
             self._pid = os.getpid()

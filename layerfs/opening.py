@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -9,8 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
-from layerfs import drivers, locks, volume
-from layerfs.errors import Corrupt, FailedPrecondition, NotFound, os_error
+from layerfs import drivers, locks, privilege, volume
+from layerfs.errors import Corrupt, FailedPrecondition, NotFound, PermissionDenied, os_error
 from layerfs.image.blobs import BlobStore
 from layerfs.kernel import userns
 from layerfs.kernel.userns import IdMap
@@ -32,16 +33,19 @@ _UNPRIVILEGED = "unprivileged"
 """The setting of a store that an ordinary user made without a user namespace."""
 _UIDMAP, _GIDMAP = "uidmap", "gidmap"
 """The settings that hold the store's id map, as `layerfs.layer.owners.format_ranges` writes it."""
+_OTHERS_WRITE, _OTHERS = 0o022, 0o077
+
+_log = logging.getLogger(__name__)
 
 
 def default_path() -> Path:
     """Return where the store is if nobody says: ``LAYERFS_STORE``, else ``/var/lib/layerfs``, or the user's own."""
-    chosen = os.environ.get("LAYERFS_STORE")
+    chosen = privilege.environment().get("LAYERFS_STORE")
     if chosen:
         return Path(chosen)
     if os.geteuid() == 0 and userns.is_initial():
         return Path("/var/lib/layerfs")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "layerfs"
+    return Path(privilege.environment().get("XDG_DATA_HOME") or Path.home() / ".local/share") / "layerfs"
 
 
 def open_store(
@@ -68,7 +72,9 @@ def open_store(
     place = Path(os.path.abspath(place))
     if id_map is not None:
         _check_id_map(id_map)
-    if not _is_store(place):
+    if _is_store(place):
+        _check_private(place)
+    else:
         _check_not_lost(place, "gone")
         if not create:
             raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
@@ -152,8 +158,32 @@ def _make_directory(place: Path) -> None:
         raise FailedPrecondition(
             f"{place} is no layerfs store, and it is not empty", hint="name the store's directory, or an empty one"
         )
+    _check_owner(place, os.stat(place))
     # Layers hold setuid programs of other users: nobody else may reach them.
     place.chmod(0o700)
+
+
+def _check_private(place: Path) -> None:
+    """Raise `PermissionDenied` for a store that is somebody else's or that others may write to."""
+    try:
+        status = os.stat(place)
+    except OSError as error:
+        raise os_error(f"open the store {place}", error) from error
+    _check_owner(place, status)
+    if status.st_mode & _OTHERS_WRITE:
+        raise PermissionDenied(
+            f"others may write to the store {place} (mode {status.st_mode & 0o7777:04o})",
+            hint=f"see that it is as you left it (`layerfs check --deep`) after `chmod 700 {place}`",
+        )
+    if status.st_mode & _OTHERS:
+        _log.warning("others may enter the store %s, where layers may hold setuid programs: chmod 700 it", place)
+
+
+def _check_owner(place: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise PermissionDenied(
+            f"{place} belongs to user {status.st_uid}, who could put anything there", hint="run it as that user"
+        )
 
 
 def _initialize(

@@ -167,7 +167,7 @@ class Parts:
                 yield used[0].path
                 return
             hold = nullcontext() if held else self.writing(key, f"the snapshot {key!r}")
-            with hold, mounting.mounted(self.snapshotter.mounts(key), place) as mounted:
+            with hold, mounting.mounted(mounting.scratch(self.snapshotter.mounts(key)), place) as mounted:
                 yield mounted
         else:
             with self.temporary_view(key, place) as mounted:
@@ -179,7 +179,7 @@ class Parts:
         key = f"{TEMPORARY}{self.snapshotter.owner}/{os.urandom(8).hex()}"
         mounts = self.snapshotter.view(key, parent)
         try:
-            with mounting.mounted(mounts, place) as mounted:
+            with mounting.mounted(mounting.scratch(mounts), place) as mounted:
                 yield mounted
         finally:
             mounting.release_shared(mounts)

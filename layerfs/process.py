@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from layerfs import privilege
 from layerfs.errors import CommandFailed, Unsupported, os_error
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def require(tool: str, *, package: str) -> str:
     """Return the absolute path of a program; raise `Unsupported` that names the package to install."""
     import shutil  # noqa: PLC0415  4 ms with what it brings, and most calls run no program
 
-    path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/sbin")
+    chosen = privilege.SAFE_PATH if privilege.raised() else None
+    path = shutil.which(tool, path=chosen) or shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/sbin")
     if path is None:
         raise Unsupported(f"the program {tool!r} is not installed", hint=f"apt-get install {package}")
     return path

@@ -272,7 +272,7 @@ class Unpacker:
 
         with ExitStack() as stack:
             if root is None:
-                root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
+                root = LayerRoot(stack.enter_context(mounting.mounted(mounting.scratch(mounts))), Whiteouts.REMOVE)
             stream = stack.enter_context(self._opened(layer.blob.digest))
             below = partial(self._below, layer, root, stack)
             applied = apply(

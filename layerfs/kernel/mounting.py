@@ -11,8 +11,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from layerfs import privilege
 from layerfs.contract import Mount
 from layerfs.errors import (
     Busy,
@@ -40,6 +42,7 @@ __all__ = [
     "mounted",
     "overlay_options",
     "release_shared",
+    "scratch",
     "split_lowerdirs",
     "unmount",
     "users",
@@ -47,6 +50,7 @@ __all__ = [
 
 _OF_ROOT = frozenset({"btrfs", "erofs", "ext4", "xfs", "zfs"})
 """File systems that cannot be mounted in a user namespace (they lack ``FS_USERNS_MOUNT``)."""
+_LOOSE = {"nosuid": "suid", "nodev": "dev"}
 _LONGEST_DATA = 4095
 """Bytes that mount(2) takes of the option string; it cuts the rest off without a word."""
 _CLOSING, _MOMENT = 50, 0.01
@@ -97,8 +101,26 @@ def _perform_all(mounts: Sequence[Mount], target: Path, way: Way | None) -> None
         raise
 
 
+def scratch(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+    """Return mounts for reading and writing only: nothing is run there, no device opened; shared ones as they are."""
+    return tuple(one if one.target else one.with_options("nosuid", "nodev", "noexec") for one in mounts)
+
+
+def _confined(one: Mount) -> Mount:
+    """Return a mount without set-user-ID programs and devices unless this is root, or it says "suid" or "dev".
+
+    In a user namespace the kernel lets neither reach beyond it anyway (user_namespaces(7)); this is the second fence.
+    """
+    fences: tuple[str, ...] = ()
+    if os.geteuid() != 0 or not privilege.in_initial_namespace():
+        fences = tuple(word for word, loose in _LOOSE.items() if loose not in one.options)
+    kept = tuple(word for word in one.options if word not in {*fences, *_LOOSE.values()})
+    return replace(one, options=(*kept, *fences))
+
+
 def _perform(one: Mount, target: Path, way: Way | None) -> None:
     """Perform one mount; errors say what was to be mounted and why the kernel refused."""
+    one = _confined(one)
     parsed = parse(one.options)
     try:
         if parsed.bind or one.type in {"bind", "rbind"}:

@@ -12,7 +12,7 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfs import process
+from layerfs import privilege, process
 from layerfs.errors import CommandFailed, FailedPrecondition, LayerfsError, Unsupported, os_error
 from layerfs.kernel import syscalls
 from layerfs.kernel.children import attempt, fork
@@ -69,7 +69,7 @@ def _read_map(path: Path) -> tuple[IdRange, ...]:
 
 def is_initial() -> bool:
     """Tell whether this process is in the initial user namespace (or one that maps every id to itself)."""
-    return _read_map(Path("/proc/self/uid_map")) == (IdRange(0, 0, _EVERY_ID),)
+    return privilege.in_initial_namespace()
 
 
 def can_enter() -> None:

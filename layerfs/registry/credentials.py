@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from layerfs import process
+from layerfs import privilege, process
 from layerfs.errors import CommandFailed, Corrupt
 from layerfs.image.documents import Fields
 
@@ -54,13 +53,14 @@ def find_credentials(host: str) -> Credentials | None:
 
 
 def _files() -> Iterator[Path]:
-    named = os.environ.get("REGISTRY_AUTH_FILE")
+    environment = privilege.environment()
+    named = environment.get("REGISTRY_AUTH_FILE")
     if named:
         yield Path(named)
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = environment.get("XDG_RUNTIME_DIR")
     if runtime:
         yield Path(runtime, "containers/auth.json")
-    yield Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    yield Path(environment.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
 
 
 def _in_file(config: Fields, host: str) -> Credentials | None:

@@ -75,7 +75,7 @@ def bundled(store: Store, clone: Clone, wanted: Container, name: str) -> Iterato
     try:
         bundle.path.chmod(0o711)  # root of the container passes through, who may be another here
         bundle.root.mkdir(mode=0o755)
-        with clone.mounted(bundle.root):
+        with clone.mounted(bundle.root, suid=True):  # an image may rely on them: sudo, su, ping
             _write(bundle, _configured(store, clone, bundle, wanted))
             yield bundle
     finally:

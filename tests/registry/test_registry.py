@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import layerfs
 from layerfs.errors import Busy, Corrupt, LayerfsError, NotFound, OperationFailed, PermissionDenied
+from layerfs.events import Progress
 from layerfs.registry import transport
 from layerfs.registry.credentials import Credentials
 from layerfs.registry.options import Options
+from tests.support import children, invariants
 from tests.support import images as samples
-from tests.support import invariants
 from tests.support.registry import PASSWORD, USER, Proxy, proxied, registry
 
 NAME = "team/test:1"
@@ -256,3 +260,51 @@ def test_the_command(host: str, fresh_dir: Path) -> None:
     pulled = json.loads(run("--json", "image", "pull", f"{host}/{NAME}", "--name", "mine:1"))["images"][0]
     assert pulled["names"] == ["mine:1"]
     assert run("image", "push", "mine:1", f"{host}/by/command:1").strip() == f"{host}/by/command:1@{pulled['digest']}"
+
+
+def test_a_pull_that_was_cut_off_goes_on_under_its_lease(proxy: Proxy, store: layerfs.Store) -> None:
+    fetched: list[str] = []
+
+    def cut_off(event: Progress) -> None:
+        if event.action == "unpack" and event.item == fetched[-1]:
+            raise KeyboardInterrupt
+
+    with layerfs.open(store.path.parent / "other", driver="copy") as other:  # to know which layer is the last
+        image = other.pull_image(f"{proxy.host}/{NAME}", options=OPTIONS)
+        fetched += [layer.digest for layer in image.manifest.layers]
+    with store.lease(timedelta(hours=1)) as lease:
+        with pytest.raises(KeyboardInterrupt):
+            store.pull_image(
+                f"{proxy.host}/{NAME}", options=replace(OPTIONS, parallel=1), lease=lease, listener=cut_off
+            )
+        store.prune(store.plan_prune())
+        kept = set(store.blobs.digests())
+        assert kept >= {image.manifest.config.digest, *fetched}
+        proxy.seen.clear()
+        store.pull_image(f"{proxy.host}/{NAME}", options=OPTIONS, lease=lease)
+        assert [place for _, place in proxy.seen if "/blobs/" in place] == []
+    invariants.check_store(store)
+
+
+def test_prunes_beside_a_pull_take_nothing_of_it(host: str, store: layerfs.Store) -> None:
+    store.blobs.put_bytes(b"nobody's")
+    orders, go = os.pipe()
+
+    def prune_for_ever() -> None:
+        with layerfs.open(store.path) as other:
+            while not select.select([orders], [], [], 0)[0]:
+                other.prune(other.plan_prune())
+
+    child = children.start(prune_for_ever)
+    for _ in range(5):
+        image = store.pull_image(f"{host}/{NAME}", options=OPTIONS)
+        with store.clone(image.digest) as clone, clone.mounted() as root:
+            assert (root / "big").read_bytes() == BIG
+        store.remove_image(image.digest)
+    os.write(go, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(go)
+    os.close(orders)
+    store.prune(store.plan_prune())
+    assert list(store.blobs.digests()) == []
+    invariants.check_store(store)
