@@ -60,13 +60,22 @@ def sort(items: list[pytest.Item]) -> list[pytest.Item]:
     are too much for it are taken out and returned.
     """
     for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if parameters.get("driver_name") in requirements.IN_GUEST:
+        if _driver(item) in requirements.IN_GUEST:
             item.add_marker("guest")
-    too_much = [item for item in items if is_marked(item) and item.get_closest_marker("host")]
+    too_much = [item for item in items if is_marked(item) and _is_kept_out(item)]
     kept = (item for item in items if item not in too_much)
     items[:] = sorted(kept, key=lambda item: (is_marked(item), item.path.parent == _HERE))
     return too_much
+
+
+def _driver(item: pytest.Item) -> object:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return parameters.get("driver_name")
+
+
+def _is_kept_out(item: pytest.Item) -> bool:
+    """Tell whether a test stays on the host, with all drivers or with those that the mark names."""
+    return any(not mark.args or _driver(item) in mark.args for mark in item.iter_markers("host"))
 
 
 def is_marked(item: pytest.Item) -> bool:
