@@ -324,15 +324,17 @@ class Store(Closing):
         deep: bool = True,
         force: bool = False,
         options: RegistryOptions | None = None,
+        files: Sequence[Path] = (),
         listener: Listener = ignore,
     ) -> tuple[Remedy, ...]:
         """Return what can be done about each problem that `check` finds; ``force`` does it, and tells what came of it.
 
-        ``options`` say how registries are asked for blobs; none is asked without them.
+        Blobs come from ``files``, which are what `import_image` takes, else from the registries that the names of their
+        images say; ``options`` say how to ask these, and none is asked without them.
         """
         from layerfs.checking.repair import repair  # noqa: PLC0415  only those who mend need it
 
-        return repair(self._parts, self._clock, deep=deep, force=force, options=options, listener=listener)
+        return repair(self._parts, self._clock, deep=deep, force=force, options=options, files=files, listener=listener)
 
     @cached_property
     def _reclaim(self) -> Reclaim:

@@ -15,7 +15,7 @@ from layerfs.layer.digest import Digest
 from layerfs.metadata import images
 from layerfs.parts import Parts
 
-FETCH = "`layerfs repair --force` brings it again from its registry; or import the image again"
+FETCH = "`layerfs repair --force` brings it again from its registry, with `--from SOURCE` from what was imported"
 
 _MOMENT = 0.1
 """Seconds that others get to end what they are at."""

@@ -17,17 +17,15 @@ from layerfs.checking.mending import forget_snapshot, mend_rows
 from layerfs.checking.places import STORE_MODE
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.replacing import unpack_anew
+from layerfs.checking.supply import Supply
 from layerfs.contract import KeepsIndex
 from layerfs.errors import LayerfsError, NotFound, os_error
 from layerfs.events import Listener, ignore
-from layerfs.image.descriptor import Descriptor
-from layerfs.image.reference import Reference
 from layerfs.kernel import mounting
 from layerfs.layer.digest import Digest
-from layerfs.metadata import images, record
+from layerfs.metadata import record
 from layerfs.parts import Parts
 from layerfs.registry.options import Options
-from layerfs.registry.pull import open_registry
 from layerfs.tree import LOST
 
 
@@ -74,11 +72,11 @@ _NOTHING = "nothing here can mend it"
 
 
 class Repair:
-    """Plan remedies and carry them out; ``options`` say how registries are asked, None asks none."""
+    """Plan remedies and carry them out."""
 
-    def __init__(self, parts: Parts, options: Options | None, listener: Listener = ignore) -> None:
+    def __init__(self, parts: Parts, supply: Supply, listener: Listener = ignore) -> None:
         self._parts = parts
-        self._options = options
+        self._supply = supply
         self._listener = listener
         self._known = known_layers(parts)
         self._done: dict[tuple[ProblemKind, str], Remedy] = {}
@@ -149,7 +147,7 @@ class Repair:
     def _loss(self, problem: Problem) -> str:
         """Say what is lost by what nothing can mend."""
         if problem.kind is ProblemKind.BLOB:
-            return "no registry has it: what is unpacked of it still works; import the image again, or remove it"
+            return "no registry was asked for it, and no file (`--from`): what is unpacked of it still works"
         whom = ", ".join(problem.hurts) or problem.name
         return f"nothing else holds what it held: {whom} must go on without it, or be removed"
 
@@ -178,42 +176,11 @@ class Repair:
             driver.renew_index(self._parts.snapshotter.snapshot(problem.name))
 
     def _plan_blob(self, problem: Problem) -> str:
-        if self._options is None:
-            return ""
-        names = self._registry_names(problem.name)
-        return f"bring it again from {', '.join(dict.fromkeys(name.repository for name in names))}" if names else ""
-
-    def _registry_names(self, digest: str) -> Sequence[Reference]:
-        """Return the names of the images that have a blob, at whose registries it may be."""
-        with self._parts.database.read() as connection:
-            found = [
-                images.tags(connection, row.digest)
-                for row in images.every(connection)
-                if digest in {row.digest, row.config, *(layer.blob for layer in images.layers(connection, row.digest))}
-            ]
-        return [Reference.parse(name) for names in found for name in names]
+        places = self._supply.places(problem.name)
+        return f"bring it again from {', '.join(places)}" if places else ""
 
     def _fetch(self, problem: Problem) -> None:
-        """Bring a blob again, verified, and only then in place of the one that is there."""
-        digest = Digest(problem.name)
-        with self._parts.database.read() as connection:
-            blob = Descriptor("", digest, images.blob_sizes(connection)[digest])
-            is_manifest = images.find(connection, digest) is not None
-        raised: LayerfsError = NotFound(f"no image has the blob {digest}")
-        for reference in self._registry_names(digest):
-            try:
-                with (
-                    open_registry(reference, self._options or Options()) as registry,
-                    registry.again(blob, document=is_manifest) as stream,
-                    self._parts.blobs.writer() as writer,
-                ):
-                    writer.take(stream, blob, self._listener, action="pull")
-                    writer.commit(digest)
-            except LayerfsError as error:
-                raised = error
-            else:
-                return
-        raise raised
+        self._supply.bring(Digest(problem.name))
 
     # -- what is in the way --------------------------------------------------------------------------------------------
 
@@ -250,6 +217,7 @@ def repair(
     deep: bool,
     force: bool,
     options: Options | None,
+    files: Sequence[Path] = (),
     listener: Listener = ignore,
 ) -> tuple[Remedy, ...]:
     """Mend what a check finds, or only plan it (`layerfs.store.Store.repair`).
@@ -257,14 +225,15 @@ def repair(
     What was mended is looked at again, and so is what could not be looked at before that.
     """
     since = clock()
+    supply = Supply(parts, options, files, listener)
     if not force:
-        return Repair(parts, options, listener).plan(examine(parts, clock, deep=deep, listener=listener))
+        return Repair(parts, supply, listener).plan(examine(parts, clock, deep=deep, listener=listener))
     # Before anything is made, which might get the number of what only the record knows.
     rows = [problem for problem in Check(parts).run() if problem.kind is ProblemKind.ROWS]
-    remedies = list(Repair(parts, options, listener).run(rows)) if rows else []
+    remedies = list(Repair(parts, supply, listener).run(rows)) if rows else []
     problems = examine(parts, clock, deep=deep, listener=listener)
     for _ in range(_ROUNDS):
-        remedies += Repair(parts, options, listener).run(problems)
+        remedies += Repair(parts, supply, listener).run(problems)
         left = Check(parts).run(deep=deep)
         if deep:
             left = (*left, *DeepCheck(parts, clock, since=since, listener=listener).run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import groupby
+from pathlib import Path
 
 import click
 
@@ -19,19 +20,29 @@ from layerfs.registry.options import Options
 _PARTLY = 9
 
 
-@verb("repair", examples=["layerfs repair", "layerfs repair --force", "layerfs repair --fast --offline --force"])
+@verb("repair", examples=["layerfs repair", "layerfs repair --force", "layerfs repair --force --from debian.tar"])
 @click.option("--force", is_flag=True, help="Do it.")
 @click.option("--fast", is_flag=True, help="Look only at what `layerfs check` finds without --deep.")
 @click.option("--offline", is_flag=True, help="Ask no registry.")
+@click.option(
+    "--from",
+    "files",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    metavar="SOURCE",
+    help="Look for blobs in what was imported, too; may be repeated.",
+)
 @plain_option()
-def command(session: Session, *, force: bool, fast: bool, offline: bool, plain_http: bool) -> int:
+def command(
+    session: Session, files: tuple[Path, ...], *, force: bool, fast: bool, offline: bool, plain_http: bool
+) -> int:
     """Show what could be done about what is wrong, and do it with --force.
 
     Layers are unpacked again from their blobs, and take their place while what stands on them is not mounted; blobs are
-    brought again from the registries that the names of their images say. A lost or damaged database is made anew, while
-    nobody else has the store open. Files that are none of the store's go to lost+found in it; leftovers, and mounts of
-    what is gone, go. What nothing can mend is named, with what is lost. The exit status is 0 if nothing is wrong any
-    more, and 9 if something is.
+    brought again from --from, or the registries that their images' names say. A lost or damaged database is made anew,
+    while nobody else has the store open. Files that are none of the store's go to lost+found in it; leftovers, and
+    mounts of what is gone, go. What nothing can mend is named, with what is lost. The exit status is 0 if nothing is
+    wrong any more, and 9 if something is.
     """
     options = None if offline else Options(plain_http=plain_http)
     lost = reason(session.location())
@@ -43,7 +54,7 @@ def command(session: Session, *, force: bool, fast: bool, offline: bool, plain_h
     if lost:
         _rebuild(session, lost)
     with session.opened() as store, progress(session) as listener:
-        remedies = store.repair(deep=not fast, force=force, options=options, listener=listener)
+        remedies = store.repair(deep=not fast, force=force, options=options, files=files, listener=listener)
     document: dict[str, Json] = {"done": force, "remedies": [_document(remedy) for remedy in remedies]}
     session.show(document, "\n".join(_lines(remedies)))
     session.say(_summary(remedies, done=force))

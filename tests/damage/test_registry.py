@@ -78,3 +78,17 @@ def test_what_no_registry_has_is_named(pulled: layerfs.Store) -> None:
     assert (remedy.problem.name, remedy.outcome) == (blob, Outcome.FAILED)
     (remedy,) = pulled.repair(force=True)
     assert (remedy.problem.name, remedy.outcome) == (blob, Outcome.LOST)
+
+
+def test_blobs_come_again_from_what_was_imported(fresh_dir: Path) -> None:
+    layout = write_layout(fresh_dir / "layout", [odd_layers.base(), odd_layers.top()])
+    with layerfs.open(fresh_dir / "store", driver="overlay2") as store:
+        (image,) = store.import_image(layout)
+        store.export_image(["test:1"], fresh_dir / "image.tar")
+        for number, source in enumerate((layout, fresh_dir / "image.tar")):
+            flip(store.blobs.path(image.manifest.layers[number].digest))
+            (remedy,) = store.repair(force=True)
+            assert remedy.outcome is Outcome.LOST
+            (remedy,) = store.repair(force=True, files=[source])
+            assert remedy.outcome is Outcome.MENDED, remedy
+            assert store.check(deep=True) == ()
