@@ -20,7 +20,7 @@ from tests.support.racing import Act, Racer, race
 
 pytestmark = [pytest.mark.root, pytest.mark.host]
 
-ROUNDS = int(os.environ.get("LAYERFS_RACES", "5" if machine.inside() else "10"))
+ROUNDS = int(os.environ.get("LAYERFS_RACES", "5" if machine.inside() else "6"))
 
 OK, BUSY, EXISTS, GONE, REFUSED = "ok", "Busy", "AlreadyExists", "NotFound", "FailedPrecondition"
 
