@@ -17,7 +17,7 @@ from pathlib import Path
 from layerfs import locks, rules
 from layerfs.clones import remove_unused
 from layerfs.contract import Kind
-from layerfs.errors import AlreadyExists, Busy, FailedPrecondition, InvalidArgument, LayerfsError, NotFound
+from layerfs.errors import AlreadyExists, Busy, Corrupt, FailedPrecondition, InvalidArgument, LayerfsError, NotFound
 from layerfs.events import Listener, Report, ignore
 from layerfs.images import Image
 from layerfs.kernel import mountinfo, mounting
@@ -231,12 +231,11 @@ class Migration:
 
         Layers are unpacked from their blobs, as they would be if the image were imported there.
         """
-        source, target = self._source.parts, self._target.parts
+        target = self._target.parts
         unpacked = image.top in plan.layers
         there = self._has_image(image) and not (unpacked and target.snapshotter.missing([image.top]))
         if not there:
-            target.blobs.put_all([image.manifest.config, *image.manifest.layers], source.blobs.open, self._listener)
-            target.blobs.put_bytes(image.manifest.raw)
+            self._carry_blobs(image)
             if unpacked:
                 self._receive_layers(image, plan)
                 self._target.images.unpack(image, limits=UNLIMITED, listener=self._listener)
@@ -244,6 +243,17 @@ class Migration:
                     self._check(plan.layers[chain], chain, root=False)
         self._record(image)
         return not there
+
+    def _carry_blobs(self, image: Image) -> None:
+        source, target = self._source.parts, self._target.parts
+        try:
+            target.blobs.put_all([image.manifest.config, *image.manifest.layers], source.blobs.open, self._listener)
+        except (Corrupt, NotFound) as error:
+            raise Corrupt(
+                f"the image {image.name} cannot be carried: {error.message}",
+                hint="`layerfs check --deep` shows what is damaged, `layerfs repair` mends it; then migrate again",
+            ) from error
+        target.blobs.put_bytes(image.manifest.raw)
 
     def _receive_layers(self, image: Image, plan: Plan) -> None:
         """Take layers by streams as far as the drivers can; the others are unpacked."""
