@@ -63,6 +63,7 @@ class DeviceMapperDriver:
 
     def __init__(self, root: Path, pool: Pool, mapper: Mapper, *, files: bool, discard: bool) -> None:
         self._root = root
+        self._lock_file = root / "lock"
         self._pool = pool
         self._mapper = mapper
         self._room = Room(root, files=files)
@@ -83,7 +84,7 @@ class DeviceMapperDriver:
                 with self._resting(origin):
                     self._pool.snapshot(entry.id, origin.id)
                 self._pool.show(entry.id, pool.device, new=True)
-                self._ledger.change(replace(entry, state=State.OPEN))
+                self._ledger.change(Entry(entry.id, State.OPEN, entry.origin))
                 if snapshot.quota:
                     with self._mounted(snapshot) as place:
                         counting.limit(place, snapshot.quota, counting.used(place))
@@ -152,13 +153,14 @@ class DeviceMapperDriver:
             device = self._pool.device(id)
             if device is not None and device.opened:
                 self._check_closed(id)
-            self._ledger.change(replace(entry, state=State.REMOVING))
+            self._ledger.change(Entry(id, State.REMOVING, entry.origin))
             if self._discard and not (device and self._pool.is_untouched(device)):
                 self._give_back(entry, pool.device)
             self._pool.hide(id)
             self._pool.delete(id)
             self._ledger.drop(id)
-            self._counts.drop(id)
+            if self._pool.plan.quotas:
+                self._counts.drop(id)
         self._rest()
 
     def ids(self) -> Iterable[SnapshotId]:
@@ -289,7 +291,7 @@ class DeviceMapperDriver:
 
     def _lock(self, *, exclusive: bool, wait: bool = True) -> AbstractContextManager[None]:
         what, timeout = f"the pool of {self._root}", None if wait else 0
-        return locks.locked(self._root / "lock", _POOL, exclusive=exclusive, what=what, timeout=timeout)
+        return locks.locked(self._lock_file, _POOL, exclusive=exclusive, what=what, timeout=timeout)
 
     # Devices
 
@@ -362,7 +364,7 @@ class DeviceMapperDriver:
 
     def _device_lock(self, id: SnapshotId) -> AbstractContextManager[None]:  # noqa: A002  the contract's word
         place = locks.named(f"device/{id}")
-        return locks.locked(self._root / "lock", place, exclusive=True, what=f"the device of snapshot {id}")
+        return locks.locked(self._lock_file, place, exclusive=True, what=f"the device of snapshot {id}")
 
     def _damage(self, entry: Entry, pool: Device) -> Damage | None:
         place = self._pool.path(entry.id)

@@ -31,6 +31,8 @@ _CONTROL_NUMBER = os.makedev(10, 236)
 """``MAPPER_CTRL_MINOR`` of ``linux/miscdevice.h``."""
 _HEADER = struct.Struct("=5IIiIIIQ128s129s7x")
 """``struct dm_ioctl``: version (3), size, data start; targets, opened, flags, event, padding; device, name, uuid."""
+_FLAGS = struct.Struct("=I")
+_START_AT, _FLAGS_AT = 16, 28
 _TARGET = struct.Struct("=QQiI16s")
 """``struct dm_target_spec``: first sector, sectors, status, offset of the next one, type; its parameters follow."""
 _MESSAGE = struct.Struct("=Q")
@@ -114,14 +116,6 @@ class Status:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    device: Device
-    start: int
-    """Where in ``data``, which begins with the header, what was asked for begins."""
-    data: bytearray
-
-
 class Mapper(Holder):
     """The kernel's device-mapper, opened; a context manager. Its methods raise ``OSError``, ENXIO for no such device.
 
@@ -145,12 +139,12 @@ class Mapper(Holder):
     def names(self) -> frozenset[str]:
         """Return the names of all devices."""
         answer = self._call(_LIST_DEVICES, "")
-        return frozenset(_listed(answer.data, answer.start))
+        return frozenset(_listed(answer, _start(answer)))
 
     def find(self, name: str) -> Device | None:
         """Return a device; None where there is none of that name."""
         try:
-            return self._call(_STATUS, name).device
+            return _device(self._call(_STATUS, name))
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
@@ -175,7 +169,7 @@ class Mapper(Holder):
             size = _TARGET.size + len(parameters)
             load = _TARGET.pack(0, target.sectors, 0, size, target.type.encode()) + parameters
             self._call(_LOAD, name, payload=load, targets=1)
-            device = self._call(_SUSPEND, name).device  # without the flag it starts a device
+            device = _device(self._call(_SUSPEND, name))  # without the flag it starts a device
             _make_node(name, device.number)
         except BaseException:
             self.remove(name)
@@ -231,8 +225,8 @@ class Mapper(Holder):
     def status(self, name: str) -> Status:
         """Return what the device's target tells of itself, without waiting for the disk."""
         answer = self._call(_TABLE_STATUS, name, flags=_NO_FLUSH)
-        begin = answer.start + _TARGET.size
-        return Status(answer.device, answer.data[begin : answer.data.index(b"\0", begin)].decode())
+        begin = _start(answer) + _TARGET.size
+        return Status(_device(answer), answer[begin : answer.index(b"\0", begin)].decode())
 
     def message(self, name: str, text: str) -> None:
         """Send the device's target a message."""
@@ -240,7 +234,8 @@ class Mapper(Holder):
 
     def _call(
         self, command: int, name: str, *, mark: str = "", flags: int = 0, payload: bytes = b"", targets: int = 0
-    ) -> _Answer:
+    ) -> bytearray:
+        """Return what the kernel answers: the header, and what was asked for."""
         room = max(_ROOM, len(payload))
         if self._fd < 0:
             self._fd = _open_control()
@@ -255,13 +250,19 @@ class Mapper(Holder):
                 fcntl.ioctl(self._fd, request, buffer)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, name or None) from error
-            _, _, _, _, start, _, opened, state, _, _, number, _, mark_ = _HEADER.unpack_from(buffer)
-            if not state & _BUFFER_FULL:
-                given = mark_.rstrip(b"\0").decode()
-                return _Answer(
-                    Device(number, opened, bool(state & _SUSPENDED), bool(state & _ACTIVE), given), start, buffer
-                )
+            if not _FLAGS.unpack_from(buffer, _FLAGS_AT)[0] & _BUFFER_FULL:
+                return buffer
             room *= 2
+
+
+def _start(answer: bytearray) -> int:
+    """Return where what was asked for begins."""
+    return int(_FLAGS.unpack_from(answer, _START_AT)[0])
+
+
+def _device(answer: bytearray) -> Device:
+    _, _, _, _, _, _, opened, state, _, _, number, _, mark = _HEADER.unpack_from(answer)
+    return Device(number, opened, bool(state & _SUSPENDED), bool(state & _ACTIVE), mark.rstrip(b"\0").decode())
 
 
 def _listed(data: bytearray, offset: int) -> Iterator[str]:
