@@ -294,9 +294,9 @@ class Quotas(Protocol):
     def set_quota(self, snapshot: Snapshot) -> None:
         """Hold an active snapshot to its quota from now on; doing it twice is no error (recovery may).
 
-        What is beyond a new limit stays, and nothing can be added. No quota at all lifts every limit, and is no error
-        where there never was one. Raise `Unsupported` with a hint for what cannot be limited here, and `Busy` where it
-        cannot be as long as the snapshot is mounted.
+        What is beyond a new limit stays, and nothing can be added; or `NoSpace` says that there is too much. No quota
+        at all lifts every limit, and is no error where there never was one. Raise `Unsupported` with a hint for what
+        cannot be limited here, and `Busy` where it cannot be as long as the snapshot is mounted.
         """
         ...
 

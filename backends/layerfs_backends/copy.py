@@ -36,9 +36,9 @@ class CopyDriver:
     name: ClassVar[str] = "copy"
     traits: ClassVar[Traits] = Traits(CopyUnit.TREE, WritePolicy.IN_PLACE, rootless=True)
 
-    def __init__(self, root: Path, projects: Projects) -> None:
+    def __init__(self, root: Path, projects: Projects | None = None) -> None:
         self._root = root
-        self._projects = projects
+        self._projects = projects or Projects(root, None)
 
     def create(self, snapshot: Snapshot) -> None:
         """Copy the parent; a view shows the parent itself, so its own directory stays empty."""

@@ -58,12 +58,14 @@ class QuotaContract(QuotaRefusalRules):
 
     ``block`` is how many bytes may be left where nothing fits any more: a block of the file system; ``over`` how many
     may be there beyond the limit, because the file system counts later. ``rewrites`` tells that writing over what lies
-    below counts, as it does unless the driver shares blocks underneath the file system.
+    below counts, as it does unless the driver shares blocks underneath the file system; ``lowers`` that a limit may be
+    set below what is there, which some file systems refuse.
     """
 
     block: ClassVar[int] = 4096
     over: ClassVar[int] = 0
     rewrites: ClassVar[bool] = True
+    lowers: ClassVar[bool] = True
 
     @pytest.fixture
     def held(self, driver: Driver) -> Quotas:
@@ -157,7 +159,11 @@ class QuotaContract(QuotaRefusalRules):
             held.set_quota(limited(1, _LARGE))
             assert fill(root / "more") >= 3 * _MEBIBYTE
             self.check_full(held, limited(1, _LARGE))
-            held.set_quota(limited(1, Quota(size=4 * _MEBIBYTE)))
+            if self.lowers:
+                held.set_quota(limited(1, Quota(size=4 * _MEBIBYTE)))
+            else:
+                with pytest.raises(NoSpace, match="already"):
+                    held.set_quota(limited(1, Quota(size=4 * _MEBIBYTE)))
             with pytest.raises(OSError, match=r"quota|space"):
                 fill(root / "again", 4 * self.block)
             assert (root / "file").stat().st_size == first

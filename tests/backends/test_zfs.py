@@ -18,7 +18,7 @@ from layerfs.contract import CommitsTogether, SnapshotId
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, LayerfsError, NoSpace, NotFound, Unsupported
 from layerfs.kernel.children import fork
 from layerfs.kernel.mounting import mounted
-from layerfs.testing import DriverContract
+from layerfs.testing import DriverContract, QuotaContract
 from layerfs.testing.driver_rules import active, view
 from layerfs.testing.trees import contents
 from layerfs_backends.zfs import driver as zfs
@@ -59,6 +59,19 @@ def _snapshots(driver: ZfsDriver, number: int) -> list[str]:
 class TestZfs(DriverContract):
     factory = staticmethod(zfs.open_driver)
     histories = 3
+    limits = frozenset({"size"})
+
+    @pytest.fixture
+    def driver_root(self, zfs_dir: Path) -> Path:
+        return zfs_dir / "zfs"
+
+
+@pytest.mark.guest
+class TestQuotas(QuotaContract):
+    factory = staticmethod(zfs.open_driver)
+    limits = frozenset({"size"})
+    block = over = 128 << 10  # a record; ZFS decides by what the transactions under way will take at the most
+    lowers = False
 
     @pytest.fixture
     def driver_root(self, zfs_dir: Path) -> Path:

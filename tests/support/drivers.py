@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,15 @@ def file_system(kind: str, *, features: Sequence[str] = (), options: str = "") -
             yield target
         finally:
             _run("umount", target)
+            _await_release(path)
+
+
+def _await_release(path: Path) -> None:
+    """Wait until a loop device is gone: another's mount namespace may have a copy of the mount for a while."""
+    for _ in range(100):
+        if not leftovers.find([path]):
+            return
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

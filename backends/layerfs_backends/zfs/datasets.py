@@ -67,7 +67,7 @@ class ZfsDriver:
     def create(self, snapshot: Snapshot) -> None:
         """Clone the parent's ZFS snapshot, or make an empty file system."""
         own = self._name(snapshot.id)
-        properties = self._writable if snapshot.writable else {"readonly": 1}
+        properties = self._limits(snapshot) if snapshot.writable else {"readonly": 1}
         if snapshot.parent is not None:
             self._clone(self._name(snapshot.parent), snapshot.id, properties)
             return
@@ -146,6 +146,29 @@ class ZfsDriver:
         if snapshot.parent is not None:
             shared = _inodes(Mount("zfs", self._name(snapshot.parent) + LAYER, ("ro",)))
         return Usage(size, max(0, _inodes(self.mounts(snapshot)[0]) - shared))
+
+    def set_quota(self, snapshot: Snapshot) -> None:
+        """Set the dataset's property ``quota`` (`layerfs.contract.Quotas`): what it shares with others is free.
+
+        ``refquota`` would count what its image holds, and let it write more for every file that it deletes of it.
+        """
+        questions.set_number(self._name(snapshot.id), "quota", int(self._limits(snapshot).get("quota", 0)))
+
+    def quota_usage(self, snapshot: Snapshot) -> Usage:
+        """Return the dataset's ``used``."""
+        own = self._name(snapshot.id)
+        self._zfs.sync(own)
+        return Usage(questions.number(self._zfs, own, "used"))
+
+    def _limits(self, snapshot: Snapshot) -> Mapping[str, Value]:
+        """Return the properties that limit a writable snapshot: the driver's options, and its own quota instead."""
+        size, inodes = snapshot.quota.size, snapshot.quota.inodes
+        if inodes is not None:
+            raise Unsupported(
+                "ZFS cannot limit the inodes of a dataset, only those of users in it",
+                hint="limit the size only, or use the fuse driver",
+            )
+        return self._writable if size is None else {**self._writable, "quota": size}
 
     def remove(self, id: SnapshotId) -> None:  # noqa: A002  the contract's word
         """Destroy the dataset with its ZFS snapshots; raise `Busy` that names the clones of one that has some."""

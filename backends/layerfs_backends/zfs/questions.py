@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layerfs import process
-from layerfs.errors import Busy, CommandFailed, NotFound, PermissionDenied
+from layerfs.errors import Busy, CommandFailed, NoSpace, NotFound, PermissionDenied
 from layerfs_backends.zfs.library import Library
 
 _CHILDREN = b"""
@@ -98,6 +98,19 @@ def text(zfs: Library, dataset: str, name: str) -> str:
     """Return the value of a property that is text, "" where it has none."""
     found = _property(zfs, dataset, name)
     return found.decode() if isinstance(found, bytes) and found != b"-" else ""
+
+
+def set_number(dataset: str, name: str, value: int) -> None:
+    """Set a property that limits something, 0 for no limit, which neither libzfs_core nor a channel program can.
+
+    Raise `NoSpace` for a limit below what is there, which ZFS refuses.
+    """
+    try:
+        process.run(["zfs", "set", f"{name}={value or 'none'}", dataset], package=_ZFS)
+    except CommandFailed as error:
+        if "less than" not in error.message:
+            raise
+        raise NoSpace(f"{dataset} takes more than {value} bytes already", hint="delete some of it first") from error
 
 
 def destroy_with_snapshots(zfs: Library, dataset: str) -> None:
