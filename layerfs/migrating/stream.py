@@ -5,22 +5,25 @@ It takes less time than a look at every file, and keeps what only such a driver 
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from layerfs.contract import Driver, Kind, Snapshot, Transferable
-from layerfs.errors import FailedPrecondition
+from layerfs.errors import LayerfsError, NoSpace
 from layerfs.migrating.plan import Carried
 from layerfs.parts import Parts
 from layerfs.snapshotter import Planned
+
+_log = logging.getLogger(__name__)
 
 
 def transfer(source: Parts, target: Parts, one: Carried, name: str) -> bool:
     """Make a committed snapshot in the target from a stream of the source's, under a name.
 
-    Return False, and leave nothing, where the two drivers do not understand each other, or where the parent in the
-    target was not received, too, but made anew.
+    Return False, and leave nothing, where that does not work: the drivers do not understand each other, the parent in the
+    target was not received, too, but made anew, or this user may not. Raise `NoSpace`.
     """
     drivers = _speaking(source.driver, target.driver)
     if drivers is None:
@@ -32,7 +35,10 @@ def transfer(source: Parts, target: Parts, one: Carried, name: str) -> bool:
         with target.snapshotter.together([Planned(name, one.parent, one.labels)]) as (made,):
             target.snapshotter.holdings.remove(made.id)  # the stream makes it
             _pass_on(*drivers, sent, replace(made, kind=Kind.COMMITTED, parents=parents))
-    except FailedPrecondition:
+    except NoSpace:
+        raise
+    except LayerfsError as error:
+        _log.info("carrying the files of %s, for its stream is of no use there: %s", one.shown, error)
         return False
     return True
 

@@ -180,7 +180,7 @@ def test_all_of_a_store_comes_along(make_store: MakeStore, fresh_dir: Path, one:
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("driver_name", "way"),
-    [("devicemapper", "from it"), ("devicemapper", "to it"), ("devicemapper", "to its kind"), ("zfs", "to its kind")],
+    [("devicemapper", "from it"), ("devicemapper", "to it"), ("devicemapper", "to its kind")],
 )
 def test_drivers_of_the_guests(driver_name: str, driver_root: Path, tmp_path: Path, trees_dir: Path, way: str) -> None:
     with layerfs.open(driver_root / "one", driver=driver_name) as one:
