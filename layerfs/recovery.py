@@ -14,7 +14,7 @@ from pathlib import Path
 
 from layerfs import locks
 from layerfs.contract import Kind, Snapshot, SnapshotId, Usage
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, NoSpace
 from layerfs.holdings import Holdings
 from layerfs.kernel.clock import boot_id
 from layerfs.metadata import quotas, settings, snapshots
@@ -58,8 +58,13 @@ class Recovery:
             return
         with locks.locked(self._lock_file, locks.named("recovery"), exclusive=True, what="the recovery of the store"):
             # One by one: finishing the commit of one finishes the creation of the one that follows it.
-            while row := self._next_abandoned():
-                self._recover_row(row)
+            postponed: set[str] = set()
+            while row := self._next_abandoned(postponed):
+                try:
+                    self._recover_row(row)
+                except NoSpace as error:  # what is full must open, so that somebody can remove something
+                    postponed |= {row.name, row.name + SUCCESSOR}
+                    _log.warning("left for a later recovery: %s", error)
             if not same_boot:
                 self._recover_boot()
                 with self._database.write(frees=True) as connection:
@@ -141,10 +146,10 @@ class Recovery:
     def _abandoned(self, rows: list[Row]) -> list[Row]:
         return [row for row in rows if row.id in self._given_up or not self._owner.is_alive(row.owner)]
 
-    def _next_abandoned(self) -> Row | None:
+    def _next_abandoned(self, postponed: set[str]) -> Row | None:
         with self._database.read() as connection:
             abandoned = self._abandoned(snapshots.unfinished(connection))
-        return next(iter(abandoned), None)
+        return next((row for row in abandoned if row.name not in postponed), None)
 
     def _recover_row(self, row: Row) -> None:
         _log.warning("recovering snapshot %d (%r), left %s by a process that died", row.id, row.name, row.state)

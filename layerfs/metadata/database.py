@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
 from layerfs.metadata import record
-from layerfs.metadata.reserve import Reserve, is_full
+from layerfs.metadata.reserve import HINT, Reserve, allocate, has_small_blocks, is_full
 from layerfs.metadata.schema import MIGRATIONS
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ NAME = "meta.db"
 
 _UNEXPLAINED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
 """What SQLite says of a file that it could not make, write to or sync, for whatever reason."""
+
+_INDEX = 32 << 10
+"""Bytes of the log's index for the first 4,062 pages of the log, which is written back after 1,000."""
 
 _WAIT = 60.0
 """Seconds that a writer waits for the others before it gives up."""
@@ -70,6 +73,7 @@ class Database:
                 held.connection.close()
             self._connections.clear()
         self._local = threading.local()
+        self.reserve.take_back()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -213,13 +217,34 @@ class Database:
             self._connections.remove(held)
 
     def _connect(self) -> sqlite3.Connection:
+        if has_small_blocks(self.path.parent) and not self._index.exists() and is_full(self.path.parent):
+            raise NoSpace(f"no space to work with {self.path}", hint=HINT)
         with _translated(self.path):
             connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA trusted_schema = OFF")
+                self._allocate_index(connection)
+            except BaseException:
+                connection.close()
+                raise
         return connection
+
+    def _allocate_index(self, connection: sqlite3.Connection) -> None:
+        """Let the log's index have all its blocks, lest a full disk end this process by SIGBUS.
+
+        SQLite maps it and writes but the last byte of each page before: of smaller blocks, the others are allocated
+        when they are touched.
+        """
+        if has_small_blocks(self.path.parent):
+            connection.execute("PRAGMA user_version").fetchone()  # makes the index
+            allocate(self._index, _INDEX)
+
+    @property
+    def _index(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-shm")
 
     def _open(self) -> None:
         try:
@@ -228,6 +253,7 @@ class Database:
             if not self.reserve.give_up():
                 raise
             self._migrate()
+            self.reserve.take_back()  # what is left, for it is kept for removing
 
     def _migrate(self) -> None:
         if self._version() == len(MIGRATIONS):
@@ -284,10 +310,7 @@ def _translate(path: Path, error: sqlite3.Error) -> LayerfsError:
         code = sqlite3.SQLITE_FULL
     match code:
         case sqlite3.SQLITE_FULL:
-            return NoSpace(
-                f"no space to write {path}",
-                hint="remove something (`layerfs prune`, `layerfs rm`), or free space or inodes beside the store",
-            )
+            return NoSpace(f"no space to write {path}", hint=HINT)
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Busy(f"{path} was locked by another process for {_WAIT:.0f} s", hint="try again")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

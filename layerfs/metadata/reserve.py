@@ -13,12 +13,16 @@ be opened. The reserve is made again once there is plenty of room (`Reserve.keep
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
-from layerfs.kernel import syscalls
+from layerfs.kernel import children, syscalls
 
+HINT = "remove something (`layerfs prune`, `layerfs rm`), or free space or inodes beside the store"
+"""What to do about it."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """The errors that mean that a disk, its inodes or a quota is full."""
 
@@ -26,9 +30,9 @@ _BYTES = 1 << 20
 """The log's index takes 32 KiB, each removal some five pages of 4 KiB; blobs and layers give theirs back meanwhile."""
 _INODES = 8
 _PLENTY = 16
-"""How many times the reserve must be free before it is made."""
+"""How many times the reserve is free where nobody needs to look closer."""
 _PROBE = 64 << 10
-"""Bytes to write to see whether there is room: more than the log's index."""
+"""Bytes of each file by which is seen whether there is room: more than the log's index."""
 
 
 class Reserve:
@@ -37,18 +41,29 @@ class Reserve:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._space = place / "space"
+        self._given_up = False
 
     def keep(self) -> None:
-        """Make the reserve where it is missing and there is plenty of room; no error is one."""
-        if self._space.exists():
-            return
+        """Make the reserve where it is missing, or small, and there is plenty of room; no error is one."""
+        with suppress(FileNotFoundError):
+            if self._space.stat().st_size >= _BYTES:
+                return
         with suppress(OSError):
             self._place.mkdir(mode=0o700, exist_ok=True)
-            if self._is_short(_PLENTY):
+            if _has_plenty(self._place):
+                self._take(_BYTES)
+
+    def take_back(self) -> None:
+        """Make it again of what is left of it, if this process gave it up, before somebody else takes that."""
+        if not self._given_up:
+            return
+        self._given_up = False
+        size = _BYTES
+        while size >= _PROBE:
+            with suppress(OSError):
+                self._take(size)
                 return
-            for number in range(_INODES):
-                (self._place / str(number)).touch(mode=0o600)
-            self._take_space()
+            size //= 2
 
     def give_up(self) -> bool:
         """Free what is kept; tell whether there was something."""
@@ -56,21 +71,23 @@ class Reserve:
         with suppress(OSError):
             for name in os.listdir(self._place):
                 (self._place / name).unlink(missing_ok=True)
-                found = True
+                found = self._given_up = True
         return found
 
     def give_up_if_full(self) -> None:
-        """Free what is kept where there is no more room than that beside it."""
+        """Free what is kept where nothing else is free."""
         with suppress(OSError):
-            if self._is_short(1):
+            if self._space.exists() and not _has_plenty(self._place) and is_full(self._place):
                 self.give_up()
 
-    def _take_space(self) -> None:
+    def _take(self, size: int) -> None:
+        for number in range(_INODES):
+            (self._place / str(number)).touch(mode=0o600)
         new = self._place / "new"
         try:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                syscalls.fallocate(descriptor, 0, 0, _BYTES)
+                syscalls.fallocate(descriptor, 0, 0, size)
             finally:
                 os.close(descriptor)
             new.rename(self._space)
@@ -78,22 +95,48 @@ class Reserve:
             new.unlink(missing_ok=True)
             raise
 
-    def _is_short(self, times: int) -> bool:
-        """Tell whether less is free than so many times the reserve, for whom the file system lets use it."""
-        found = os.statvfs(self._place)
-        blocks, inodes = (found.f_bfree, found.f_ffree) if os.geteuid() == 0 else (found.f_bavail, found.f_favail)
-        # A file system that makes inodes as they are needed, as btrfs does, counts none.
-        return blocks * found.f_frsize < times * _BYTES or (found.f_files > 0 and inodes < times * _INODES)
+
+def has_small_blocks(directory: Path) -> bool:
+    """Tell whether the blocks of a file system are smaller than pages, as ext4's are below 512 MiB."""
+    try:
+        return os.statvfs(directory).f_bsize < mmap.PAGESIZE
+    except OSError:  # SQLite says what is wrong there
+        return False
+
+
+def allocate(path: Path, size: int) -> None:
+    """Let a file have all its blocks; raise `NoSpace`.
+
+    In a child: to close the file here would let go of the locks that SQLite holds on it (fcntl(2), "Record locks").
+    """
+    children.attempt(partial(_allocate, path, size), f"allocate {path}")
+
+
+def _allocate(path: Path, size: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    syscalls.fallocate(descriptor, 0, 0, size)
+
+
+def _has_plenty(directory: Path) -> bool:
+    """Tell whether an ordinary user has many times the reserve left; root, and the file system itself, has more."""
+    found = os.statvfs(directory)
+    # A file system that makes inodes as they are needed, as btrfs does, counts none.
+    few_inodes = found.f_files > 0 and found.f_favail < _PLENTY * _INODES
+    return not few_inodes and found.f_bavail * found.f_frsize >= _PLENTY * _BYTES
 
 
 def is_full(directory: Path) -> bool:
-    """Tell whether there is no room for a small file, by trying: SQLite does not tell why it could not make one."""
-    try:
-        descriptor = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    """Tell whether there is no room for two small files, by trying.
+
+    SQLite does not tell why it could not make them, and what statvfs(3) tells is not what one gets: ext4 keeps blocks
+    for itself.
+    """
+    with ExitStack() as stack:
         try:
-            syscalls.fallocate(descriptor, 0, 0, _PROBE)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return error.errno in FULL
+            for _ in range(2):
+                descriptor = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, descriptor)
+                syscalls.fallocate(descriptor, 0, 0, _PROBE)
+        except OSError as error:
+            return error.errno in FULL
     return False

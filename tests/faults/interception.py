@@ -188,7 +188,7 @@ def run(work: Callable[[], object], fault: Fault | None = None, *, seconds: floa
     ours, theirs = socket.socketpair()
     with ExitStack() as stack:
         stack.enter_context(ours)
-        child = _fork_into_namespace()
+        child = fork_into_namespace()
         if child == 0:
             _be_child(work, theirs)
         theirs.close()
@@ -205,7 +205,7 @@ def run(work: Callable[[], object], fault: Fault | None = None, *, seconds: floa
     return outcome
 
 
-def _fork_into_namespace() -> int:
+def fork_into_namespace() -> int:
     """Fork; the child is the first process of a PID namespace of its own."""
     before = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
