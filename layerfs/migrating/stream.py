@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 def transfer(source: Parts, target: Parts, one: Carried, name: str) -> bool:
     """Make a committed snapshot in the target from a stream of the source's, under a name.
 
-    Return False, and leave nothing, where that does not work: the drivers do not understand each other, the parent in the
-    target was not received, too, but made anew, or this user may not. Raise `NoSpace`.
+    Return False, and leave nothing, where that does not work: the drivers do not understand each other, the parent in
+    the target was not received, too, but made anew, or this user may not. Raise `NoSpace`.
     """
     drivers = _speaking(source.driver, target.driver)
     if drivers is None:
