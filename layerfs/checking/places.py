@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from stat import S_IMODE
 
 from layerfs import locks
@@ -111,10 +112,23 @@ class Places:
         home = f"{os.path.realpath(self._root)}/"
         named = (point.source, point.upper, *point.lowers)
         found = {path.removeprefix(home).partition("/")[0] for path in named if path.startswith(home)}
-        bound = point.root.removesuffix(_DELETED).partition(f"/{self._parts.path.name}/{self._root.name}/")[2]
-        if bound and point.type != "overlay" and not point.type.startswith("fuse"):
-            found.add(bound.partition("/")[0])
+        device, inside = self._home
+        bound = point.root.removesuffix(_DELETED)
+        if point.device == device and bound.startswith(inside):
+            found.add(bound.removeprefix(inside).partition("/")[0])
         return {name for name in found if name.isdecimal()}
+
+    @cached_property
+    def _home(self) -> tuple[tuple[int, int] | None, str]:
+        """Return the file system that the snapshots lie on, and the start of their paths in it, as mountinfo has them.
+
+        A name alone will not do: another store may have the same.
+        """
+        home = mountinfo.holding(self._root) if self._root.is_dir() else None
+        if home is None:
+            return None, ""
+        within = os.path.relpath(os.path.realpath(self._root), home.path)
+        return home.device, os.path.normpath(os.path.join(home.root, within)).rstrip("/") + "/"
 
 
 def is_dead(point: MountPoint) -> bool:
