@@ -27,7 +27,7 @@ from layerfs.image.descriptor import Descriptor
 from layerfs.images import Image, Images
 from layerfs.kernel import mounters, mounting
 from layerfs.layer.compression import Compression
-from layerfs.metadata import clones, images
+from layerfs.metadata import clones, images, snapshots
 from layerfs.metadata.clones import CloneRow
 from layerfs.metadata.snapshots import moment
 from layerfs.parts import Parts
@@ -372,10 +372,12 @@ class Clone:
 
     def remove(self) -> None:
         """Remove it with the snapshots that no fork stands on; raise `Busy` while it is mounted."""
+        left: list[str] = []
         with self._parts.writing(self.key, self._what):
-            snapshots = [f"{self.key}@{label}" for label in self.snapshots()]
-            self._parts.snapshotter.remove(self.key, within=lambda connection: clones.delete(connection, self.name))
-        remove_unused(self._parts, snapshots)
+            self._parts.snapshotter.remove(
+                self.key, within=lambda connection: left.extend(forget(connection, self.name))
+            )
+        remove_unused(self._parts, left)
 
     @property
     def _what(self) -> str:
@@ -402,6 +404,20 @@ class Clone:
     def _next_label(self) -> str:
         numbers = [int(label) for label in self.snapshots() if label.isdecimal()]
         return str(max(numbers, default=0) + 1)
+
+
+def forget(connection: sqlite3.Connection, name: str) -> list[str]:
+    """Delete a clone's row, and return what its snapshots are called now.
+
+    Those on which forks stand outlive it: another clone of its name must not take them for its own.
+    """
+    clones.delete(connection, name)
+    mark = f"{PREFIX}{name}#{os.urandom(4).hex()}"
+    names: list[str] = []
+    for info in snapshots.infos(connection, f"{PREFIX}{name}@"):
+        names.append(mark + info.name.removeprefix(PREFIX + name))
+        snapshots.rename_committed(connection, info.name, names[-1])
+    return names
 
 
 def _record(connection: sqlite3.Connection, row: CloneRow) -> None:

@@ -242,6 +242,12 @@ def rename(connection: sqlite3.Connection, snapshot_id: SnapshotId, name: str) -
     connection.execute("UPDATE snapshots SET name = ? WHERE id = ?", (name, snapshot_id))
 
 
+def rename_committed(connection: sqlite3.Connection, old: str, new: str) -> None:
+    """Give a committed snapshot another name, by which leases know it too."""
+    connection.execute("UPDATE snapshots SET name = ? WHERE name = ?", (new, old))
+    connection.execute("UPDATE leased SET name = ? WHERE kind = 'snapshot' AND name = ?", (new, old))
+
+
 def set_times(connection: sqlite3.Connection, snapshot_id: SnapshotId, created: int, updated: int) -> None:
     """Say when a snapshot was made and changed, in nanoseconds since 1970."""
     connection.execute("UPDATE snapshots SET created = ?, updated = ? WHERE id = ?", (created, updated, snapshot_id))

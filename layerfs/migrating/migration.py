@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from layerfs import locks, rules
-from layerfs.clones import remove_unused
+from layerfs.clones import forget, remove_unused
 from layerfs.contract import Kind
 from layerfs.errors import AlreadyExists, Busy, Corrupt, FailedPrecondition, InvalidArgument, LayerfsError, NotFound
 from layerfs.events import Listener, Report, ignore
@@ -135,12 +135,11 @@ class Migration:
         The snapshots of a clone that was not asked for stay, even if one that was stands on them.
         """
         source = self._source.parts
-        asked = {clone.key for clone in plan.clones}
+        left = [one.name for one in plan.snapshots if everything and one.row.kind is Kind.COMMITTED]
         for one in plan.snapshots:
             if one.row.kind is not Kind.COMMITTED:
-                source.snapshotter.remove(one.name, within=partial(_forget, one))
-        committed = (one.name for one in plan.snapshots if one.row.kind is Kind.COMMITTED)
-        remove_unused(source, [name for name in committed if everything or name.partition("@")[0] in asked])
+                source.snapshotter.remove(one.name, within=partial(_forget, one, left))
+        remove_unused(source, left)
         for image in plan.named:
             self._source.images.remove(image.digest)
 
@@ -367,6 +366,6 @@ class Migration:
                 clones.insert(connection, one.clone)
 
 
-def _forget(one: Carried, connection: sqlite3.Connection) -> None:
+def _forget(one: Carried, left: list[str], connection: sqlite3.Connection) -> None:
     if one.clone is not None:
-        clones.delete(connection, one.clone.name)
+        left += forget(connection, one.clone.name)

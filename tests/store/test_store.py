@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,34 @@ def test_a_fork_of_a_name_that_was_used_before(store: layerfs.Store, image: laye
     with pytest.raises(layerfs.AlreadyExists, match="a clone 'two' exists"):
         clone.fork("two")
     assert len(clone.snapshots()) == 3
+
+
+def test_a_clone_of_a_name_that_was_used_before(store: layerfs.Store, image: layerfs.Image) -> None:
+    """A fork keeps a snapshot of a removed clone, which is none of another clone of that name."""
+    old = store.clone(image.name, "one")
+    with old.mounted() as root:
+        (root / "a").write_text("old")
+    old.snapshot("kept")
+    lease = store.lease(timedelta(hours=1))
+    lease.add(snapshots=[f"{old.key}@kept"])
+    fork = old.fork("two")
+    old.remove()
+    new = store.clone(image.name, "one")
+    assert new.snapshots() == ()
+    with pytest.raises(layerfs.NotFound, match="no snapshot 'kept'"):
+        new.rollback("kept")
+    assert new.snapshot("kept") == "kept"
+    new.rollback("kept")
+    with new.mounted() as root, fork.mounted() as other:
+        assert not (root / "a").exists()
+        assert (other / "a").read_text() == "old"
+    assert store.plan_prune().items == ()
+    new.remove()
+    fork.remove()
+    assert [item.kind for item in store.plan_prune().items] == [ItemKind.SNAPSHOT]  # the other is leased
+    lease.remove()
+    store.prune(store.plan_prune())
+    assert store.snapshotter.infos(prefix="clone/") == []
 
 
 def test_snapshots_forks_and_the_way_back(store: layerfs.Store, image: layerfs.Image) -> None:
