@@ -16,8 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from layerfs.contract import NO_QUOTA, LayerRoot, Mount, Quota, Usage, VolatileMounts, Whiteouts
 from layerfs.errors import AlreadyExists, Busy, FailedPrecondition, InvalidArgument, NotFound, Unsupported
@@ -26,6 +25,7 @@ from layerfs.image import media_types
 from layerfs.image.descriptor import Descriptor
 from layerfs.images import Image, Images
 from layerfs.kernel import mounters, mounting
+from layerfs.kernel.descriptors import Passing
 from layerfs.layer.compression import Compression
 from layerfs.metadata import clones, images, snapshots
 from layerfs.metadata.clones import CloneRow
@@ -106,7 +106,7 @@ class Clones:
 
 
 @dataclass(slots=True)
-class Clone:
+class Clone(Passing):
     """A writable root on top of an image.
 
     As a context manager it removes itself at the end, unless `keep` was called.
@@ -127,22 +127,6 @@ class Clone:
     @property
     def _parts(self) -> Parts:
         return self._clones.parts
-
-    def keep(self) -> Self:
-        """Let it outlive the ``with`` block."""
-        self._kept = True
-        return self
-
-    def __enter__(self) -> Self:
-        """Return the clone itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove it unless it is kept."""
-        if not self._kept:
-            self.remove()
 
     # Mounts
 

@@ -13,16 +13,15 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from layerfs import locks
 from layerfs.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from layerfs.kernel import clock
+from layerfs.kernel.descriptors import Passing
 from layerfs.metadata import leases
 from layerfs.metadata.database import Database
 from layerfs.metadata.leases import Leased, LeaseRow
@@ -174,7 +173,7 @@ class Leases:
 
 
 @dataclass(slots=True)
-class Lease:
+class Lease(Passing):
     """A lease, as it was when it was looked at.
 
     As a context manager it ends with the block, unless `keep` was called.
@@ -209,23 +208,6 @@ class Lease:
     def remove(self) -> None:
         """End it: what it alone kept goes with the next prune. Raise `NotFound` where it is gone."""
         self._leases.remove(self.id)
-
-    def keep(self) -> Self:
-        """Let it outlive the ``with`` block."""
-        self._kept = True
-        return self
-
-    def __enter__(self) -> Self:
-        """Return the lease itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it unless it is kept; one that somebody else ended is no error."""
-        if not self._kept:
-            with suppress(NotFound):
-                self.remove()
 
 
 def _ending(lease: str, created: int, ttl: timedelta, at: Now) -> LeaseRow:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
+
+from layerfs.errors import NotFound
 
 
 class Closing(ABC):
@@ -28,6 +30,34 @@ class Closing(ABC):
     ) -> None:
         """Close it."""
         self.close()
+
+
+class Passing(ABC):
+    """What is removed at the end of a ``with`` block, unless `keep` was called."""
+
+    __slots__ = ("_kept",)
+    _kept: bool
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove it; raise `NotFound` where it is gone."""
+
+    def keep(self) -> Self:
+        """Let it outlive the ``with`` block."""
+        self._kept = True
+        return self
+
+    def __enter__(self) -> Self:
+        """Return the thing itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove it unless it is kept; what somebody else removed is no error."""
+        if not self._kept:
+            with suppress(NotFound):
+                self.remove()
 
 
 class Holder(Closing):
