@@ -83,6 +83,17 @@ def test_what_is_no_database_is_corrupt(tmp_path: Path) -> None:
         Database(path)
 
 
+def test_what_cannot_be_opened_is_not_kept_open(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    path.write_bytes(b"this is no database\n" * 100)
+    with pytest.raises(Corrupt) as raised:
+        Database(path)
+    # As long as somebody has the error, its trace holds all that the functions on the way had.
+    assert raised.tb is not None
+    held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert str(path) not in held
+
+
 def test_a_directory_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(PermissionDenied, match="cannot open"):
         Database(tmp_path / "missing" / "meta.db")

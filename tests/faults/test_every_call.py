@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import Corrupt
 from tests.faults import interception, operations
 from tests.faults.interception import Fault
 from tests.faults.matrix import Matrix, every
 from tests.faults.operations import OPERATIONS, QUOTAS, Operation
 from tests.guest import machine
+from tests.support.images import write_layout
 
 pytestmark = [
     pytest.mark.root,
@@ -74,6 +76,26 @@ def test_an_error_at_any_call_is_told_and_undone(tmp_path: Path, fresh_dir: Path
     for number, operation in enumerate(OPERATIONS):
         first, pace = (0, 1) if ALL else (number % part, part)
         assert matrix.run(operation, every(error, lasting=lasting, first=first, step=pace)).failures == []
+
+
+def test_an_error_while_cleaning_up_does_not_hide_the_one_before_it(tmp_path: Path, fresh_dir: Path) -> None:
+    """The upper layer is no tar: that is what one hears, whatever fails while what was stored is removed again."""
+    scene = operations.make(fresh_dir / "store", "copy", tmp_path)
+    write_layout(scene.layout("broken"), [b"this is no tar\n" * 1000], name="broken:1")
+
+    def act() -> None:
+        with scene.open() as store:
+            store.import_image(scene.layout("broken"), jobs=1)
+
+    undisturbed = interception.run(act)
+    assert isinstance(undisturbed.error, Corrupt), undisturbed.trace
+    begin = undisturbed.calls.index("unlink")
+    for at in range(begin, len(undisturbed.calls)):
+        with scene.open() as store:
+            store.prune(store.plan_prune())
+        outcome = interception.run(act, Fault(at, errno.EIO))
+        assert outcome.error is not None
+        assert outcome.error.message == undisturbed.error.message, outcome.trace
 
 
 # -- the tool itself ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,23 @@ def test_what_comes_before_init_is_refused() -> None:
         assert REPLY.unpack(theirs.recv(100)) == (REPLY.size, -errno.EIO, 7)
         channel.close()
         channel.close()
+
+
+def test_a_server_whose_replies_are_refused_ends_so_that_nobody_waits_for_it() -> None:
+    # As above: the socket is full, so it takes neither the reply nor the error in its place.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        theirs.settimeout(60)
+        theirs.send(HEADER.pack(HEADER.size, Opcode.GETATTR, 7, 1, 0, 0, 0, 0, 0))
+        ours.setblocking(False)
+        filled = 0
+        with suppress(BlockingIOError):
+            while True:
+                filled += ours.send(bytes(1 << 10))
+        channel = Channel(ours.detach())
+        with pytest.raises(BlockingIOError):
+            channel.serve({Opcode.GETATTR: lambda _: 0})
+        channel.close()
+        while filled:
+            filled -= len(theirs.recv(1 << 10))
+        assert theirs.recv(1 << 10) == b"", "who asked learns that there is no server any more"
