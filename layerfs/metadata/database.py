@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
 from layerfs.metadata import record
-from layerfs.metadata.reserve import HINT, Reserve, allocate, has_small_blocks, is_full
+from layerfs.metadata.reserve import HINT, Reserve, allocate, has_small_blocks, is_full, make_in_place
 from layerfs.metadata.schema import MIGRATIONS
 
 _log = logging.getLogger(__name__)
@@ -223,6 +223,7 @@ class Database:
             connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
             try:
                 connection.row_factory = sqlite3.Row
+                make_in_place(self._index, self.path)  # SQLite takes what is there
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.execute("PRAGMA trusted_schema = OFF")

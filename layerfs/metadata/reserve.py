@@ -18,6 +18,7 @@ import os
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from stat import S_IMODE
 
 from layerfs.kernel import children, syscalls
 
@@ -110,6 +111,38 @@ def allocate(path: Path, size: int) -> None:
     In a child: to close the file here would let go of the locks that SQLite holds on it (fcntl(2), "Record locks").
     """
     children.attempt(partial(_allocate, path, size), f"allocate {path}")
+
+
+def make_in_place(path: Path, like: Path) -> None:
+    """Make an empty file on btrfs of which each page is written where it is, with the owner and the mode of ``like``.
+
+    btrfs writes a page to another place each time, also one that is mapped, and a full disk has no other place. Only an
+    empty file takes the flag against it, which holds where the disk is full since Linux 6.16. It gets its name when it
+    is closed, for the reason that `allocate` gives; a file that is there stays, and no error is one.
+    """
+    with suppress(OSError):
+        if path.exists() or syscalls.file_system_magic(os.fsencode(path.parent)) != syscalls.BTRFS_MAGIC:
+            return
+        place = path.parent / "reserve"  # what a crash leaves there is given up with the rest
+        place.mkdir(mode=0o700, exist_ok=True)
+        made = place / os.urandom(8).hex()
+        descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                _be_like(descriptor, like)
+                syscalls.set_file_flags(descriptor, syscalls.file_flags(descriptor) | syscalls.FS_NOCOW_FL)
+            finally:
+                os.close(descriptor)
+            os.link(made, path)
+        finally:
+            made.unlink()
+
+
+def _be_like(descriptor: int, path: Path) -> None:
+    status = path.stat()
+    os.fchmod(descriptor, S_IMODE(status.st_mode))
+    if os.geteuid() == 0:  # as SQLite does
+        os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import layerfs
 from layerfs import NoSpace
 from layerfs.kernel import loop
 from tests.faults import operations
@@ -30,13 +31,16 @@ class Small:
     size: int
     make: tuple[str, ...]
     driver: str
+    limits: tuple[str, ...] = ("bytes", "inodes")
+    """What it can run out of: btrfs makes inodes as they are needed."""
 
 
 SMALL = {
     "tmpfs": Small("tmpfs", 40 << 20, (), "copy"),
     "ext4": Small("ext4", 48 << 20, ("-N", "1500"), "overlay2"),
+    "btrfs": Small("btrfs", 256 << 20, (), "btrfs", ("bytes",)),
 }
-CASES = [(kind, what) for kind in SMALL for what in ("bytes", "inodes")]
+CASES = [(kind, what) for kind, small in SMALL.items() for what in small.limits]
 ROOMS = {"bytes": [0, 64 << 10], "inodes": [0, 4]}
 """What is left for an operation."""
 GROWING = [
@@ -103,6 +107,16 @@ def _make(path: Path, size: int) -> None:
     with path.open("wb") as file:
         if size:
             os.posix_fallocate(file.fileno(), 0, size)
+
+
+def test_on_btrfs_the_index_of_the_log_is_written_where_it_is(btrfs_mount: Path) -> None:
+    with layerfs.open(btrfs_mount / f"index-{os.urandom(4).hex()}", driver="btrfs") as store:
+        names = {name: store.path / name for name in ("meta.db", "meta.db-shm")}
+        # By another process: closing it here would let go of SQLite's locks.
+        flags = subprocess.run(["lsattr", names["meta.db-shm"]], check=True, capture_output=True, text=True).stdout
+        assert "C" in flags.split()[0]
+        assert names["meta.db-shm"].stat().st_mode == names["meta.db"].stat().st_mode
+        assert sorted(os.listdir(store.path / "reserve")) == [*map(str, range(8)), "space"]
 
 
 @pytest.mark.parametrize(("kind", "what"), CASES)
