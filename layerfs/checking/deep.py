@@ -118,7 +118,7 @@ class DeepCheck:
         )
 
     def _is_fresh(self, seal: Seal | None) -> bool:
-        return seal is not None and seal.checked is not None and self._since is not None and seal.checked >= self._since
+        return seal is not None and seal.checked is not None and self._since is not None and seal.checked > self._since
 
     # -- the work, in threads ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,16 @@ from pathlib import Path
 from layerfs import locks, rules
 from layerfs.clones import forget, remove_unused
 from layerfs.contract import Kind
-from layerfs.errors import AlreadyExists, Busy, Corrupt, FailedPrecondition, InvalidArgument, LayerfsError, NotFound
+from layerfs.errors import (
+    AlreadyExists,
+    Busy,
+    Corrupt,
+    FailedPrecondition,
+    InvalidArgument,
+    LayerfsError,
+    NotFound,
+    os_error,
+)
 from layerfs.events import Listener, Report, ignore
 from layerfs.images import Image
 from layerfs.kernel import mountinfo, mounting
@@ -62,7 +71,10 @@ class _Trees:
     def open(self) -> None:
         """Make the directories, and unmount what is left there."""
         for name in _PLACES:
-            (self._places / name).mkdir(0o700, parents=True, exist_ok=True)
+            try:
+                (self._places / name).mkdir(0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise os_error(f"make {self._places / name}", error) from error
             while mountinfo.at(self._places / name):
                 mounting.unmount(self._places / name)
 
@@ -70,7 +82,10 @@ class _Trees:
         """Unmount what is mounted, and remove the directories."""
         self.leave()
         for place in (*(self._places / name for name in _PLACES), self._places):
-            place.rmdir()
+            try:
+                place.rmdir()
+            except OSError as error:
+                raise os_error(f"remove {place}", error) from error
 
     @contextmanager
     def both(self, name: str, key: str) -> Iterator[tuple[Path, Path]]:

@@ -40,7 +40,7 @@ def _table(driver: str, place: Path, layouts: Path) -> int:
     print(f"\n| {driver} | calls | {' | '.join(_COLUMNS)} | failures |")  # noqa: T201  a program
     print(f"|---|{'---:|' * (len(_COLUMNS) + 2)}")  # noqa: T201  a program
     totals = [0] * (len(_COLUMNS) + 2)
-    for operation in OPERATIONS:
+    for operation in (each for each in OPERATIONS if each.fits(driver)):
         rows = [_run(operation, driver, place, layouts, column) for column in _COLUMNS.values()]
         failures = [failure for row in rows for failure in row.failures]
         counts = [rows[0].calls.total(), *(row.faults for row in rows), len(failures)]

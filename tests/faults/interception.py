@@ -197,12 +197,26 @@ def run(work: Callable[[], object], fault: Fault | None = None, *, seconds: floa
             listener = socket.recv_fds(ours, 1, 1)[1][0]
             outcome = _serve(listener, child, fault, seconds)
         finally:
-            os.kill(child, signal.SIGKILL)
+            _kill_all(child)
             os.waitpid(child, 0)
             if listener >= 0:
                 os.close(listener)  # last of all: whoever is stopped then goes on with ENOSYS
         _read_report(ours, outcome)
     return outcome
+
+
+def _kill_all(first: int) -> None:
+    """Kill the first process of a PID namespace and all others in it.
+
+    The first one ends only when whoever it asked has answered, a FUSE server say, which is stopped at a call: by itself
+    the kernel kills the others when the first has ended.
+    """
+    space = os.readlink(f"/proc/{first}/ns/pid")
+    os.kill(first, signal.SIGKILL)
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended
+            if os.readlink(f"/proc/{process}/ns/pid") == space:
+                os.kill(int(process), signal.SIGKILL)
 
 
 def fork_into_namespace() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from layerfs import LayerfsError, NoSpace, Store
@@ -70,13 +71,20 @@ class Matrix:
         steps = [_nothing] if operation.first_step is None else [_nothing, operation.first_step]
         states: list[tuple[State, State]] = []
         for step in steps:
-            with self._scene.open() as store:
-                operation.prepare(self._scene, store)
-                step(self._scene, store)
-                before = describe(store)
-                operation.act(self._scene, store)
-                states.append((before, describe(store)))
+            self._prepare(operation)
+            with self._opened(operation) as stores:
+                step(self._scene, stores[0])
+                before = _describe(stores)
+                operation.act(self._scene, stores[0])
+                states.append((before, _describe(stores)))
         return states
+
+    @contextmanager
+    def _opened(self, operation: Operation) -> Iterator[tuple[Store, ...]]:
+        """Open the store, and the one beside it where the operation changes that, too."""
+        scenes = [self._scene, self._scene.beside()] if operation.beside else [self._scene]
+        with ExitStack() as stack:
+            yield tuple(stack.enter_context(scene.open()) for scene in scenes)
 
     def _check(
         self, operation: Operation, fault: Fault, outcome: Outcome, states: Sequence[tuple[State, State]]
@@ -84,18 +92,25 @@ class Matrix:
         if outcome.error is not None and fault.error is not None and fault.error in FULL:
             assert isinstance(outcome.error, NoSpace), f"a full disk is told as {outcome.error!r}"
             assert outcome.error.hint
-        with self._scene.open() as store:
-            invariants.unmount_all(store)
-            invariants.check_store(store)
-            found = describe(store)
+        with self._opened(operation) as stores:
+            for store in stores:
+                invariants.unmount_all(store)
+                invariants.check_store(store)
+            found = _describe(stores)
             done = states[0][1]
             if found != done:
                 assert outcome.error or not outcome.finished, "it said that it was done"
                 again = [after for before, after in states if before == found]
                 assert again, f"a state between: {_difference(found, *states[0])}"
-                operation.act(self._scene, store)
-                assert describe(store) in again
-            _check_nothing_left(store)
+                operation.act(self._scene, stores[0])
+                assert _describe(stores) in again
+            for store in stores:
+                _check_nothing_left(store)
+
+
+def _describe(stores: Sequence[Store]) -> State:
+    """Return what the stores show, all together."""
+    return {f"{what} in {store.path.name}": shown for store in stores for what, shown in describe(store).items()}
 
 
 def _nothing(_: Scene, __: Store) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import layerfs
-from layerfs import Kind, NotFound, Quota, Store
+from layerfs import Kind, NoSpace, NotFound, OperationFailed, Quota, Store
+from layerfs.checking.repair import Outcome
 from layerfs_fuse.union.ledger import read_quota
+from tests.damage.hurting import writable
 from tests.support import invariants
 from tests.support.images import BASE, EDIT, SHRINK, Layer, write_layout
 
@@ -40,6 +42,10 @@ class Scene:
         """Return the layout of a name: "base", "one" or "many"."""
         return self.layouts / name
 
+    def beside(self) -> Scene:
+        """Return another store of the same driver, to which this one is migrated."""
+        return replace(self, path=self.path.with_name(f"{self.path.name}-beside"))
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -50,6 +56,16 @@ class Operation:
     act: Callable[[Scene, Store], object]
     first_step: Callable[[Scene, Store], object] | None = None
     """The first of two steps, each of which is whole by itself; a kill may come between them."""
+    beside: bool = False
+    """Whether it changes the store beside, too."""
+    drivers: frozenset[str] | None = None
+    """The drivers that it can be prepared on; None stands for all."""
+    thinner: int = 1
+    """How many times fewer of its calls are tried in a sample: long ones are made of what others do."""
+
+    def fits(self, driver: str) -> bool:
+        """Tell whether it can be done with a driver."""
+        return self.drivers is None or driver in self.drivers
 
 
 def make(path: Path, driver: str, layouts: Path) -> Scene:
@@ -196,6 +212,47 @@ def _with_orphan(scene: Scene, store: Store) -> None:
         connection.execute("DELETE FROM snapshots WHERE name = 'run/active'")
 
 
+def _damaged(scene: Scene, store: Store) -> None:
+    """Change a file of a layer behind the store's back, as it would not be noticed by its size or its times."""
+    store.import_image(scene.layout("one"), jobs=1)
+    with writable(store, store.image("one:1").top) as root:
+        file = root / "opt/data/one"
+        file.write_bytes(b"2")
+        os.utime(file, ns=(NOW, NOW))
+
+
+def _repair(_: Scene, store: Store) -> None:
+    for remedy in store.repair(force=True):
+        if remedy.outcome is not Outcome.MENDED:
+            told = f"{remedy.problem.message}: {remedy.words}"
+            raise (NoSpace if "space" in told else OperationFailed)(told, hint=remedy.problem.hint)
+
+
+def _image_to_migrate(scene: Scene, store: Store) -> None:
+    store.import_image(scene.layout("many"), jobs=1)
+    with scene.beside().open() as target:
+        target.import_image(scene.layout("base"), jobs=1)
+        _without_image("many:1")(scene, target)
+
+
+def _clone_to_migrate(scene: Scene, store: Store) -> None:
+    _with_clone(scene, store)
+    with scene.beside().open() as target:
+        target.import_image(scene.layout("base"), jobs=1)
+        _without_clone(scene, target)
+
+
+def _migrate(name: str) -> Callable[[Scene, Store], object]:
+    def act(scene: Scene, store: Store) -> None:
+        with scene.beside().open() as target:
+            store.migrate(target, [name])
+
+    return act
+
+
+_ON_HOSTS = frozenset({"overlay2", "copy", "btrfs", "fuse"})
+"""Where a hand reaches the files of a layer, and a second store takes no second pool."""
+
 OPERATIONS = (
     Operation("import of one layer", _without_image("one:1"), _import("one")),
     Operation("import of layers together", _without_image("many:1"), _import("many")),
@@ -220,6 +277,11 @@ OPERATIONS = (
     Operation("commit", _with_active, lambda _, store: store.snapshotter.commit("run/committed", "run/active")),
     Operation("removal", _with_committed, lambda _, store: store.snapshotter.remove("run/committed")),
     Operation("cleanup", _with_orphan, lambda _, store: store.snapshotter.cleanup()),
+    Operation("repair", _damaged, _repair, drivers=_ON_HOSTS, thinner=4),
+    Operation(
+        "migration of an image", _image_to_migrate, _migrate("many:1"), beside=True, drivers=_ON_HOSTS, thinner=4
+    ),
+    Operation("migration of a clone", _clone_to_migrate, _migrate("work"), beside=True, drivers=_ON_HOSTS, thinner=4),
 )
 
 
