@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -82,9 +81,6 @@ _CREATES = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 _LONGEST_PATH = 4096
 _AT_FDCWD = -100
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PAUSE = 0.0005
-_TRIES = 100
-"""Seconds between two looks whether a killed process has ended, and how many before the others are killed, too."""
 
 
 def missing() -> str | None:
@@ -221,32 +217,6 @@ def _kill_all(first: int) -> None:
         with suppress(OSError):  # it has ended
             if os.readlink(f"/proc/{process}/ns/pid") == space:
                 os.kill(int(process), signal.SIGKILL)
-
-
-def _end(child: int) -> None:
-    """Kill the first process of a namespace, and the others too where it does not end by that.
-
-    One that waits for a FUSE server ends after the server only, which may be stopped at a call that nobody answers now.
-    """
-    namespace = _namespace(child)
-    os.kill(child, signal.SIGKILL)
-    tries = 0
-    while not os.waitpid(child, os.WNOHANG)[0]:
-        tries += 1
-        if tries % _TRIES == 0:
-            for name in filter(str.isdecimal, os.listdir("/proc")):
-                if namespace is not None and _namespace(int(name)) == namespace:
-                    with suppress(ProcessLookupError):
-                        os.kill(int(name), signal.SIGKILL)
-        time.sleep(_PAUSE)
-
-
-def _namespace(process: int) -> str | None:
-    """Return what tells the PID namespace of a process from others; None for one that has ended."""
-    try:
-        return os.readlink(f"/proc/{process}/ns/pid")
-    except OSError:
-        return None
 
 
 def fork_into_namespace() -> int:
