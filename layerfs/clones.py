@@ -397,11 +397,10 @@ def forget(connection: sqlite3.Connection, name: str) -> list[str]:
     """
     clones.delete(connection, name)
     mark = f"{PREFIX}{name}#{os.urandom(4).hex()}"
-    names: list[str] = []
-    for info in snapshots.infos(connection, f"{PREFIX}{name}@"):
-        names.append(mark + info.name.removeprefix(PREFIX + name))
-        snapshots.rename_committed(connection, info.name, names[-1])
-    return names
+    renamed = {old: mark + old.removeprefix(PREFIX + name) for old in snapshots.names(connection, f"{PREFIX}{name}@")}
+    for old, new in renamed.items():
+        snapshots.rename_committed(connection, old, new)
+    return list(renamed.values())
 
 
 def _record(connection: sqlite3.Connection, row: CloneRow) -> None:

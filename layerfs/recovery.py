@@ -183,9 +183,8 @@ class Recovery:
         with self._database.read() as connection:
             open_rows = snapshots.by_kind(connection, Kind.ACTIVE) + snapshots.by_kind(connection, Kind.VIEW)
             lost = [snapshots.snapshot(connection, row) for row in open_rows if row.id not in held]
-        with self._database.write(
-            frees=True
-        ) as connection:  # the row of an id that has bytes may be lost, but not the id
+        with self._database.write(frees=True) as connection:
+            # The row of an id that has bytes may be lost, but not the id.
             snapshots.pass_over(connection, max(held, default=SnapshotId(0)))
         self.remove_orphans(held)
         for snapshot in lost:

@@ -52,4 +52,4 @@ def image_name(connection: sqlite3.Connection, digest: str) -> str:
 
 
 def _marks(connection: sqlite3.Connection, name: str) -> list[str]:
-    return [info.name for info in snapshots.infos(connection, f"{PREFIX}{name}@")]
+    return snapshots.names(connection, f"{PREFIX}{name}@")

@@ -292,6 +292,14 @@ def info(connection: sqlite3.Connection, row: Row) -> Info:
     return Info(row.name, row.kind, parent, moment(row.created), moment(row.updated), labels(connection, row.id))
 
 
+def names(connection: sqlite3.Connection, prefix: str) -> list[str]:
+    """Return the names of the ready rows that start so, sorted, by the index that the names have."""
+    query = """
+        SELECT name FROM snapshots WHERE name >= ?1 AND name < ?1 || char(0x10FFFF) AND state = 'ready' ORDER BY name
+    """
+    return [name for (name,) in connection.execute(query, (prefix,))]
+
+
 def infos(connection: sqlite3.Connection, prefix: str = "") -> Iterator[Info]:
     """Return what a caller is told of every ready row whose name starts so, in three queries however many they are."""
     labelled: dict[int, dict[str, str]] = {}
