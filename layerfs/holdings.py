@@ -21,9 +21,13 @@ from layerfs.contract import (
     SnapshotId,
     Usage,
 )
-from layerfs.errors import LayerfsError, NoSpace, os_error
+from layerfs.errors import LayerfsError, NoSpace, OperationFailed, os_error
 
 _GONE = "remove what stands on it, then import the image again: `layerfs rm`, `layerfs image rm`"
+
+
+class LeftBytes(OperationFailed):
+    """There are bytes under an id that is new: a process died when it had made them, or its commit failed."""
 
 
 class Holdings:
@@ -42,13 +46,13 @@ class Holdings:
             self.driver.create(snapshot)
 
     def create_first(self, snapshot: Snapshot, name: str) -> None:
-        """Make the bytes of a snapshot whose id is new; what a crash left of the same id, and took the row of, goes."""
+        """Make the bytes of a snapshot whose id is new; raise `LeftBytes` where there are some."""
         try:
             self.create(snapshot, name)
-        except LayerfsError:
+        except LayerfsError as error:
             if snapshot.id not in self.ids():
                 raise
-            self.create_anew(snapshot, name)
+            raise LeftBytes(error.message, hint=error.hint) from error
 
     def create_anew(self, snapshot: Snapshot, name: str) -> None:
         """Throw away what a snapshot holds, and make it empty again."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from layerfs import locks, rules
 from layerfs.contract import NO_QUOTA, Damage, Driver, Info, Kind, Mount, Quota, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, FailedPrecondition, InvalidArgument, NoSpace, Unsupported
-from layerfs.holdings import Holdings
+from layerfs.holdings import Holdings, LeftBytes
 from layerfs.kernel import mounting
 from layerfs.metadata import quotas, snapshots
 from layerfs.metadata.database import Database
@@ -349,7 +349,10 @@ class Snapshotter:
         labels = rules.checked_labels(labels or {})
         rules.check_name(key)
         if self.driver.traits.light:
-            return self._make_at_once(kind, key, parent, labels, within, quota)
+            try:
+                return self._make_at_once(kind, key, parent, labels, within, quota)
+            except LeftBytes:  # its id has been passed over
+                return self._make_at_once(kind, key, parent, labels, within, quota)
         with self._database.write(durable=False) as connection:
             snapshot = self._reserve(connection, kind, key, rules.parent(connection, parent), quota)
             snapshots.add_labels(connection, snapshot.id, labels)
@@ -371,6 +374,8 @@ class Snapshotter:
         """Make a snapshot and its bytes in one transaction, which spares the second where bytes take no time.
 
         Nobody takes the bytes for an orphan's meanwhile: who looks for these does so in a transaction (`Recovery`).
+        Bytes that are there already are not deleted in it, for the commit that failed to name them may still come back
+        by a crash: after a transaction that passes over their id it cannot.
         """
         made: Snapshot | None = None
         try:

@@ -10,10 +10,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from layerfs import locks
 from layerfs.errors import Busy, Corrupt, FailedPrecondition, LayerfsError, NoSpace, OperationFailed, PermissionDenied
 from layerfs.metadata import record
 from layerfs.metadata.reserve import HINT, Reserve, allocate, has_small_blocks, is_full, make_in_place
@@ -22,7 +23,8 @@ from layerfs.metadata.schema import MIGRATIONS
 _log = logging.getLogger(__name__)
 
 NAME = "meta.db"
-"""The file in a store's directory."""
+LOCK = "lock"
+"""The files in a store's directory: the database, and the one of `layerfs.locks`."""
 
 _UNEXPLAINED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
 """What SQLite says of a file that it could not make, write to or sync, for whatever reason."""
@@ -56,7 +58,6 @@ class Database:
         self._connections: list[_Held] = []
         self._guard = threading.Lock()
         self._pid = os.getpid()
-        self._doubtful = False
         self.reserve = Reserve(path.parent / "reserve")
         try:
             self._open()
@@ -90,25 +91,34 @@ class Database:
         """
         if frees:
             self.reserve.give_up_if_full()
-        self.settle()
         connection = self._connection()
         if self._local.durable is not durable:
             with _translated(self.path):
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._local.durable = durable
         changes = self._recorded(connection)
-        with self._transaction("BEGIN IMMEDIATE"):
-            yield connection
-            gone, there = record.split(changes)
-            self._record(gone)
-        if not self._record(there):
+        gone: Sequence[record.Change] = ()
+        try:
+            with ExitStack() as ordered:
+                with self._transaction("BEGIN IMMEDIATE"):
+                    yield connection
+                    gone, there = record.split(changes)
+                    if changes:
+                        ordered.enter_context(self._recording())
+                    self._record(gone)
+                kept = self._record(there)
+        except BaseException:
+            if gone:  # but they are still there
+                self.rewrite_record()
+            raise
+        if not kept:
             self.rewrite_record()
 
     def rewrite_record(self) -> None:
         """Write the record anew (`layerfs.metadata.record`), as the database is now; none is left where that fails."""
         try:
             # Nobody else may end a transaction meanwhile: its line would be lost with the file that is replaced.
-            with self._transaction("BEGIN IMMEDIATE") as connection:
+            with self._transaction("BEGIN IMMEDIATE") as connection, self._recording():
                 record.rewrite(self.record, connection)
         except (OSError, LayerfsError) as error:
             self._forget_record(error)
@@ -123,6 +133,13 @@ class Database:
                 record.install(connection, changes.append)
         changes.clear()
         return changes
+
+    def _recording(self) -> AbstractContextManager[None]:
+        """Hold the record from inside a transaction until its lines are written: those of the next one come after.
+
+        The next one may begin as soon as this one has ended, which is before all of its lines are there.
+        """
+        return locks.locked(self.path.with_name(LOCK), locks.named("record"), exclusive=True, what="the record")
 
     def _record(self, changes: Sequence[record.Change]) -> bool:
         """Write down what a transaction changed; False where the record must be written anew."""
@@ -151,25 +168,15 @@ class Database:
         return list(dict.fromkeys(found))
 
     def settle(self) -> None:
-        """Make sure that what a failed commit left does not take place later: to be called before bytes are deleted.
+        """Make sure that no commit that failed takes place later: to be called before bytes are deleted.
 
-        A commit that fails may have written all its pages to the log, and only the sync or a later step failed. It is
-        rolled back, but whoever reads the log anew, after a crash say, finds it whole and takes it for committed. What
-        is written next takes its place there. Raise `NoSpace` or another error as long as nothing can be written.
+        One that fails, here or in any process, may have written all its pages to the log, and only the sync or a later
+        step failed. It is rolled back, but whoever reads the log anew, after a crash say, finds it whole and takes it
+        for committed. What is written next takes its place there, so a transaction that writes needs no such call.
+        Raise `NoSpace` or another error as long as nothing can be written.
         """
-        if not self._doubtful:
-            return
-        self.reserve.give_up_if_full()
-        connection = self._connection()
-        with _translated(self.path):
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # what it is: a page is written
-                connection.execute("COMMIT")
-            except sqlite3.Error:
-                _roll_back(connection)
-                raise
-        self._doubtful = False
+        with self.write(frees=True) as connection:
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # what it is: a page is written
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -179,21 +186,9 @@ class Database:
         try:
             with _translated(self.path):
                 yield connection
-                self._commit(connection)
+                connection.execute("COMMIT")
         except BaseException:
             _roll_back(connection)
-            raise
-
-    def _commit(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            _roll_back(connection)
-            # A full disk did not take the last page, which is the one that commits.
-            if _code(error) != sqlite3.SQLITE_FULL:
-                self._doubtful = True
-                with suppress(LayerfsError):
-                    self.settle()
             raise
 
     def _connection(self) -> sqlite3.Connection:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import Corrupt, FailedPrecondition, PermissionDenied
-from layerfs.metadata import settings
+from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, PermissionDenied
+from layerfs.metadata import record, settings
 from layerfs.metadata.database import Database
 from layerfs.metadata.schema import MIGRATIONS
 
@@ -116,4 +116,56 @@ def test_threads_that_end_leave_no_descriptor(tmp_path: Path) -> None:
         thread.join()
         counts.append(opened())
     assert counts[-1] == counts[3], "SQLite keeps one at the most that it could not close at once"
+    database.close()
+
+
+def _recorded(database: Database) -> dict[str, str]:
+    rows = record.read(database.record) or {}
+    return {str(row["key"]): str(row["value"]) for row in rows["settings"].values()}
+
+
+def _kept(database: Database) -> dict[str, str]:
+    with database.read() as connection:
+        return settings.below(connection, "")
+
+
+def test_the_record_has_the_order_of_the_transactions(tmp_path: Path) -> None:
+    """One writes a row and one deletes it, at the same moment: what was done last comes last in the record, too."""
+    rounds = 1000
+    one, two = Database(tmp_path / "meta.db"), Database(tmp_path / "meta.db")
+    together = threading.Barrier(2)
+
+    def put() -> None:
+        for number in range(rounds):
+            together.wait()
+            with one.write(durable=False) as connection:
+                settings.put(connection, "a", str(number))
+            together.wait()
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    differing = 0
+    for _ in range(rounds):
+        together.wait()
+        with two.write(durable=False) as connection:
+            connection.execute("DELETE FROM settings WHERE key = 'a'")
+        together.wait()
+        differing += _recorded(two) != _kept(two)
+    thread.join()
+    one.close()
+    two.close()
+    assert differing == 0
+
+
+def test_a_row_whose_deletion_was_not_committed_stays_in_the_record(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+    with database.write() as connection:
+        connection.execute(
+            "CREATE TABLE named (key TEXT REFERENCES settings (key) DEFERRABLE INITIALLY DEFERRED) STRICT"
+        )
+        settings.put(connection, "a", "b")
+        connection.execute("INSERT INTO named VALUES ('a')")
+    with pytest.raises(LayerfsError), database.write() as connection:
+        connection.execute("DELETE FROM settings WHERE key = 'a'")
+    assert _recorded(database) == _kept(database) == {"a": "b"}
     database.close()

@@ -225,7 +225,8 @@ def _repair(_: Scene, store: Store) -> None:
     for remedy in store.repair(force=True):
         if remedy.outcome is not Outcome.MENDED:
             told = f"{remedy.problem.message}: {remedy.words}"
-            raise (NoSpace if "space" in told else OperationFailed)(told, hint=remedy.problem.hint)
+            full = "space" in told or "quota" in told  # as strerror(3) has them
+            raise (NoSpace if full else OperationFailed)(told, hint=remedy.problem.hint)
 
 
 def _image_to_migrate(scene: Scene, store: Store) -> None:
