@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from stat import S_IFCHR, S_IMODE, S_ISCHR
 
@@ -15,8 +14,6 @@ from layerfs.errors import FailedPrecondition, InvalidArgument, LayerfsError, Un
 from layerfs.kernel import mountinfo, userns
 from layerfs.kernel.mounting import mount, mounted, unmount
 from layerfs.layerdirs import LayerDirectories
-from layerfs.metadata.database import Database
-from layerfs.snapshotter import Snapshotter
 from layerfs.testing.driver_rules import active, view
 from layerfs_backends.overlay2 import SHARE_ABOVE, Overlay2Driver, open_driver
 from tests.support.rootless import Rootless
@@ -336,19 +333,3 @@ def test_a_chain_without_end_is_refused() -> None:
     driver = Overlay2Driver(LayerDirectories(Path("/nowhere"), Whiteouts.OVERLAY))
     with pytest.raises(Unsupported, match="501"):
         driver.create(Snapshot(SnapshotId(600), Kind.ACTIVE, tuple(map(SnapshotId, range(501, 0, -1)))))
-
-
-@pytest.mark.root
-def test_bytes_under_a_new_id_are_not_deleted_before_the_id_is_passed_over(fresh_dir: Path) -> None:
-    """A commit that failed to name them may come back by a crash until something is written after it."""
-    driver = _driver(fresh_dir / "driver")
-    _commit(driver, active(1), "file")
-    with (
-        closing(Database(fresh_dir / "meta.db")) as database,
-        closing(Snapshotter(driver, database, fresh_dir / "lock")) as snapshotter,
-    ):
-        snapshotter.prepare("a")
-        assert snapshotter.snapshot("a").id == 2
-        assert list(driver.ids()) == [2]
-        with mounted(snapshotter.mounts("a")) as path:
-            assert os.listdir(path) == []
