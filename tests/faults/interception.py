@@ -76,7 +76,6 @@ _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 """``struct seccomp_notif``: id, thread, flags; number, architecture, instruction pointer, arguments."""
 _ANSWER = struct.Struct("=QqiI")
 _CONTINUE = 1
-_CLONE_NEWPID = 0x20000000
 _CREATES = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 _LONGEST_PATH = 4096
 _AT_FDCWD = -100
@@ -223,13 +222,19 @@ def fork_into_namespace() -> int:
     """Fork; the child is the first process of a PID namespace of its own."""
     before = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        syscalls.unshare(_CLONE_NEWPID)
+        syscalls.unshare(syscalls.CLONE_NEWPID)
         child = fork()
         if child:
-            syscalls.setns(before, _CLONE_NEWPID)
+            syscalls.setns(before, syscalls.CLONE_NEWPID)
         return child
     finally:
         os.close(before)
+
+
+def own_mounts() -> None:
+    """Take a mount namespace of its own, whose mounts end with the process and its children."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
 def _be_child(work: Callable[[], object], report: socket.socket) -> NoReturn:

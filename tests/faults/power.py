@@ -19,7 +19,7 @@ from pathlib import Path
 import layerfs
 from layerfs.kernel import loop, syscalls
 from tests.faults import recorder
-from tests.faults.interception import fork_into_namespace
+from tests.faults.interception import fork_into_namespace, own_mounts
 from tests.faults.recorder import Kind, Replay
 from tests.support import load
 from tests.support.images import write_layout
@@ -29,7 +29,6 @@ READY = "ready\n"
 _LEAST, _PATIENCE = 15, 120
 """Words that a load has told before it is killed, however slow the machine is, and the seconds it may take."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_MS_PRIVATE, _MS_REC = 1 << 18, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ def _record(disk: Disk, place: Path, layouts: list[Path], seed: int, seconds: fl
 
 
 def _work(disk: Disk, place: Path, shown: Path, layouts: list[Path], seed: int) -> None:
-    _be_alone()
+    own_mounts()
     told = os.open(shown / "told", os.O_WRONLY | os.O_CLOEXEC)
     target = _mount(disk, place, shown / "disk")
     layerfs.open(target / "store", driver=disk.driver).close()
@@ -133,7 +132,7 @@ def _work(disk: Disk, place: Path, shown: Path, layouts: list[Path], seed: int) 
 
 def _check(disk: Disk, place: Path, image: Path, known: load.Acknowledged) -> None:
     """Mount what a cut left, as another boot of the machine would, and see that nothing acknowledged is lost."""
-    _be_alone()
+    own_mounts()
     boot = place / "boot_id"
     boot.write_text(f"{uuid.uuid4()}\n")
     syscalls.mount(os.fsencode(boot), _BOOT_ID.encode(), None, syscalls.MS_BIND)
@@ -144,12 +143,6 @@ def _check(disk: Disk, place: Path, image: Path, known: load.Acknowledged) -> No
         store.prune(store.plan_prune())
         assert store.check() == ()
     subprocess.run(["umount", target], check=True)
-
-
-def _be_alone() -> None:
-    """Take a mount namespace of its own, whose mounts end with the process."""
-    syscalls.unshare(0x00020000)
-    syscalls.mount(None, b"/", None, _MS_REC | _MS_PRIVATE)
 
 
 def _mount(disk: Disk, place: Path, image: Path) -> Path:
