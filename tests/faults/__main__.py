@@ -85,8 +85,9 @@ def _table(driver: str, place: Path, layouts: Path, choice: Choice) -> int:
     print(f"|---|{'---:|' * (len(choice.columns) + 2)}", flush=True)  # noqa: T201  a program
     totals = [0] * (len(choice.columns) + 2)
     for operation in (each for each in choice.operations if each.fits(driver)):
+        name = operation.name.replace(" ", "-")
         rows = [
-            _row(operation, operations.make(place / f"{operation.name} {column}", driver, layouts), column, choice.step)
+            _row(operation, operations.make(place / f"{name}-{column}", driver, layouts), column, choice.step)
             for column in choice.columns
         ]
         failures = [failure for row in rows for failure in row.failures]
