@@ -9,6 +9,7 @@ are made again, and the last are in the manifests.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -76,13 +77,19 @@ def split(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]
 
 
 def append(path: Path, changes: Sequence[Change]) -> bool:
-    """Write down what a transaction changed; False where there is no file yet, or it has become too long."""
+    """Write down what a transaction changed; False where there is no file yet, or it has become too long.
+
+    Raise ``OSError`` where there is room for a part of it only, as on a full disk: the rest could come after the line
+    of another process, and both would be lost.
+    """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:
-        os.write(fd, _line(f"[{','.join(changes)}]"))
+        line = _line(f"[{','.join(changes)}]")
+        if os.write(fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         return os.fstat(fd).st_size <= _LARGEST
     finally:
         os.close(fd)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -168,4 +171,25 @@ def test_a_row_whose_deletion_was_not_committed_stays_in_the_record(tmp_path: Pa
     with pytest.raises(LayerfsError), database.write() as connection:
         connection.execute("DELETE FROM settings WHERE key = 'a'")
     assert _recorded(database) == _kept(database) == {"a": "b"}
+    database.close()
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Let this process write no file beyond so many bytes, as a disk that is full at that point."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_change_that_is_recorded_in_part_only_is_not_taken_for_recorded(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+    with database.write() as connection:
+        settings.put(connection, "a", "b")
+    size = database.record.stat().st_size
+    with no_file_beyond(size + 10), pytest.raises(OSError, match="space"):
+        record.append(database.record, ['["settings",{"key":"a","value":"b"},0]'])
     database.close()
