@@ -390,6 +390,12 @@ class Clone(Passing):
         return str(max(numbers, default=0) + 1)
 
 
+def name_of(key: str) -> str | None:
+    """Return the name of the clone that an active snapshot of this key is; None for any other key or name."""
+    name = key.removeprefix(PREFIX)
+    return name if key.startswith(PREFIX) and _NAME.fullmatch(name) else None
+
+
 def forget(connection: sqlite3.Connection, name: str) -> list[str]:
     """Delete a clone's row, and return what its snapshots are called now.
 

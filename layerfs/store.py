@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs import volume
-from layerfs.clones import PREFIX, Clone, Clones
+from layerfs.clones import Clone, Clones, name_of
 from layerfs.contract import NO_QUOTA, Detachable, Driver, Quota
 from layerfs.errors import NotFound
 from layerfs.events import Listener, ignore
@@ -222,7 +222,7 @@ class Store(Closing):
 
         if second is None:
             key = self._key(first)
-            if key.startswith(PREFIX) and "@" not in key:
+            if name_of(key) is not None:
                 yield from self._clones.get(first).changes(verify_content=verify_content)
                 return
             first, second = "", first

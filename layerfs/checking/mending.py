@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
+from functools import partial
 
 from layerfs.checking.problem import Problem
 from layerfs.checking.rows import layers_of
-from layerfs.clones import PREFIX
+from layerfs.clones import name_of
 from layerfs.errors import Corrupt, NotFound
 from layerfs.layer.digest import Digest
 from layerfs.metadata import clones, images, record, snapshots
@@ -14,28 +14,28 @@ from layerfs.metadata.clones import CloneRow
 from layerfs.parts import Parts
 
 
+def restore_rows(parts: Parts) -> None:
+    """Put back all rows that only the record has."""
+    with parts.database.write() as connection:
+        rows = record.read(parts.database.record)
+        record.restore(connection, record.missing(rows, connection) if rows is not None else [])
+        record.drop_dangling(connection)
+
+
 def mend_rows(parts: Parts, problem: Problem) -> None:
-    """Put back what a problem of `layerfs.checking.rows` misses; raise `NotFound` where nothing tells what it was."""
-    restore_rows(parts)
-    if problem.name.startswith(PREFIX):
-        _mend_clone(parts, problem.name)
+    """Put back what a problem of `layerfs.checking.rows` misses and the record does not have.
+
+    Raise `NotFound` where nothing tells what it was.
+    """
+    clone = name_of(problem.name)
+    if clone is not None:
+        _mend_clone(parts, problem.name, clone)
     elif problem.name.startswith("sha256:"):
         _mend_layers(parts, Digest(problem.name))
 
 
-def restore_rows(parts: Parts) -> int:
-    """Put back the rows that only the record has, and return how many they were."""
-    with parts.database.write() as connection:
-        rows = record.read(parts.database.record)
-        lost = record.missing(rows, connection) if rows is not None else []
-        stuck = record.restore(connection, lost)
-        record.drop_dangling(connection)
-    return len(lost) - len(stuck)
-
-
-def _mend_clone(parts: Parts, key: str) -> None:
+def _mend_clone(parts: Parts, key: str, name: str) -> None:
     """Make the row of a clone that has its snapshot: its image is the one whose layers it stands on."""
-    name = key.removeprefix(PREFIX)
     with parts.database.write() as connection:
         row = snapshots.find(connection, key)
         if any(clone.name == name for clone in clones.every(connection)) == (row is not None):
@@ -68,8 +68,5 @@ def _mend_layers(parts: Parts, digest: Digest) -> None:
 
 def forget_snapshot(parts: Parts, name: str) -> None:
     """Remove a snapshot of which nothing is there, and its clone."""
-
-    def forget(connection: sqlite3.Connection) -> None:
-        clones.delete(connection, name.removeprefix(PREFIX))
-
-    parts.snapshotter.remove(name, within=forget if name.startswith(PREFIX) and "@" not in name else None)
+    clone = name_of(name)
+    parts.snapshotter.remove(name, within=None if clone is None else partial(clones.delete, name=clone))

@@ -13,7 +13,7 @@ from layerfs.checking.aside import aside
 from layerfs.checking.deep import DeepCheck, known_layers
 from layerfs.checking.examine import examine
 from layerfs.checking.fast import Check
-from layerfs.checking.mending import forget_snapshot, mend_rows
+from layerfs.checking.mending import forget_snapshot, mend_rows, restore_rows
 from layerfs.checking.places import STORE_MODE
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.replacing import unpack_anew
@@ -80,10 +80,11 @@ class Repair:
         self._listener = listener
         self._known = known_layers(parts)
         self._done: dict[tuple[ProblemKind, str], Remedy] = {}
+        self._is_restored = False
         self._ways: Mapping[ProblemKind, tuple[Callable[[Problem], str], Callable[[Problem], None]]] = {
             ProblemKind.MODE: (lambda _: "take the permission away", self._close),
             ProblemKind.MOUNT: (lambda _: "unmount it", self._unmount),
-            ProblemKind.ROWS: (lambda _: "put the rows back", lambda problem: mend_rows(self._parts, problem)),
+            ProblemKind.ROWS: (lambda _: "put the rows back", self._put_rows_back),
             ProblemKind.BLOB: (self._plan_blob, self._fetch),
             ProblemKind.SNAPSHOT: (self._plan_layer, self._unpack),
             ProblemKind.CONTENT: (self._plan_layer, self._unpack),
@@ -183,6 +184,12 @@ class Repair:
         self._supply.bring(Digest(problem.name))
 
     # -- what is in the way --------------------------------------------------------------------------------------------
+
+    def _put_rows_back(self, problem: Problem) -> None:
+        if not self._is_restored:  # all of the record is read for it, so once for all that is lost
+            restore_rows(self._parts)
+            self._is_restored = True
+        mend_rows(self._parts, problem)
 
     def _close(self, problem: Problem) -> None:
         path = Path(problem.name)

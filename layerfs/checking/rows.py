@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.users import Users
-from layerfs.clones import PREFIX
+from layerfs.clones import PREFIX, name_of
 from layerfs.contract import Kind
 from layerfs.errors import LayerfsError
 from layerfs.image.blobs import BlobStore
@@ -57,7 +57,7 @@ class Rows:
             if key not in there.keys() | busy:
                 yield Problem(key, "the row of its snapshot is gone", MEND, (row.name,), ProblemKind.ROWS)
         for key, snapshot in there.items():
-            if key.startswith(PREFIX) and "@" not in key and snapshot.kind is Kind.ACTIVE and key not in rows:
+            if name_of(key) is not None and snapshot.kind is Kind.ACTIVE and key not in rows:
                 yield Problem(key, "the row of the clone is gone", MEND, (), ProblemKind.ROWS)
 
     def _images(self) -> Iterator[Problem]:

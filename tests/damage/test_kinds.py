@@ -385,6 +385,7 @@ def test_damage_is_found_and_mended(
         assert {remedy.outcome for remedy in remedies} == {Outcome.MENDED}, remedies
         assert store.check(deep=True) == ()
         assert trees(store) == before
+        assert {clone.name for clone in store.clones()} == {"work"}
 
 
 def test_the_table_of_the_docs_lists_every_kind() -> None:
