@@ -39,8 +39,11 @@ class Supply:
     def bring(self, digest: Digest) -> None:
         """Bring a blob, verified, and only then in place of the one that is there; raise what kept it from coming."""
         with self._parts.database.read() as connection:
-            blob = Descriptor("", digest, images.blob_sizes(connection)[digest])
+            size = images.blob_sizes(connection).get(digest)
             is_manifest = images.find(connection, digest) is not None
+        if size is None:
+            raise NotFound(f"no image needs the blob {digest} any more", hint="`layerfs prune --force` removes it")
+        blob = Descriptor("", digest, size)
         raised: LayerfsError = NotFound(f"nothing that was asked has the blob {digest}")
         for opened in self._ways(blob, is_manifest=is_manifest):
             try:

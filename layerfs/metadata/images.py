@@ -131,7 +131,7 @@ def blobs(connection: sqlite3.Connection) -> set[str]:
 
 
 def blob_sizes(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return the digests of the blobs that images name, with their bytes, in the order of the images."""
+    """Return the digests of the blobs that images name, with their bytes."""
     query = """
         SELECT digest, size FROM images UNION SELECT config, config_size FROM images UNION SELECT blob, size FROM layers
     """

@@ -10,6 +10,10 @@ import pytest
 import layerfs
 from layerfs import ProblemKind
 from layerfs.checking.repair import Outcome
+from layerfs.checking.supply import Supply
+from layerfs.errors import NotFound
+from layerfs.events import ignore
+from layerfs.layer.digest import Digest
 from layerfs.registry.options import Options
 from tests.damage import odd_layers
 from tests.damage.hurting import flip, writable
@@ -78,6 +82,13 @@ def test_what_no_registry_has_is_named(pulled: layerfs.Store) -> None:
     assert (remedy.problem.name, remedy.outcome) == (blob, Outcome.FAILED)
     (remedy,) = pulled.repair(force=True)
     assert (remedy.problem.name, remedy.outcome) == (blob, Outcome.LOST)
+
+
+def test_a_blob_that_nobody_needs_any_more_is_not_asked_for(pulled: layerfs.Store) -> None:
+    """Its image was removed since the check."""
+    supply = Supply(pulled._parts, OPTIONS, (), ignore)
+    with pytest.raises(NotFound, match="no image needs"):
+        supply.bring(Digest(f"sha256:{'0' * 64}"))
 
 
 def test_blobs_come_again_from_what_was_imported(fresh_dir: Path) -> None:
