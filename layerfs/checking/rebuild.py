@@ -5,6 +5,7 @@ What nobody can name any more is not deleted: it is put aside in ``lost+found``,
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,7 +24,7 @@ from layerfs.image.media_types import OCI_MANIFEST
 from layerfs.image.reference import normalize
 from layerfs.kernel.clock import boot_id
 from layerfs.layer.digest import Digest
-from layerfs.metadata import database, images, record, settings, snapshots
+from layerfs.metadata import clones, database, images, record, settings, snapshots
 from layerfs.metadata.database import Database
 from layerfs.metadata.images import ImageRow
 from layerfs.metadata.record import Rows
@@ -78,7 +79,7 @@ def rebuild(place: Path, *, clock: Callable[[], int] = time.time_ns) -> Rebuilt:
             moved += _strangers(place, driver, made)
             made.rewrite_record()
             with made.read() as connection:
-                return Rebuilt(len(images.every(connection)), len(rows["clones"]), tuple(moved))
+                return Rebuilt(len(images.every(connection)), len(clones.every(connection)), tuple(moved))
 
 
 def _driver(place: Path, rows: Rows) -> str:
@@ -94,7 +95,7 @@ def _driver(place: Path, rows: Rows) -> str:
 
 def _fill(made: Database, blobs: BlobStore, rows: Rows, driver: str, clock: Callable[[], int]) -> None:
     with made.write() as connection:
-        record.restore(connection, record.every(rows))
+        stuck = record.restore(connection, record.every(rows))
         settings.put(connection, "driver", driver)
         if settings.get(connection, "created") is None:
             settings.put(connection, "created", str(clock()))
@@ -105,18 +106,20 @@ def _fill(made: Database, blobs: BlobStore, rows: Rows, driver: str, clock: Call
             if layers is not None:
                 images.set_layers(connection, row.digest, layers)
         for digest in blobs.digests():
-            if images.find(connection, digest) is None and (manifest := _manifest(blobs, digest)) is not None:
-                layers = layers_of(blobs, digest, manifest.media_type)
-                if layers is not None:
-                    row = ImageRow(
-                        digest,
-                        manifest.media_type,
-                        len(manifest.raw),
-                        manifest.config.digest,
-                        manifest.config.size,
-                        clock(),
-                    )
-                    images.put(connection, row, layers, [normalize(f"recovered:{digest.hex[:12]}")])
+            if images.find(connection, digest) is None:
+                _recover_image(connection, blobs, digest, clock())
+        record.restore(connection, stuck)  # names and clones of images that only the blobs know
+
+
+def _recover_image(connection: sqlite3.Connection, blobs: BlobStore, digest: Digest, now: int) -> None:
+    """Write the image down that a blob is, under a name that is made up; do nothing where it is none."""
+    manifest = _manifest(blobs, digest)
+    layers = layers_of(blobs, digest, manifest.media_type) if manifest else None
+    if manifest is None or layers is None:
+        return
+    config = manifest.config
+    row = ImageRow(digest, manifest.media_type, len(manifest.raw), config.digest, config.size, now)
+    images.put(connection, row, layers, [normalize(f"recovered:{digest.hex[:12]}")])
 
 
 def _manifest(blobs: BlobStore, digest: Digest) -> Manifest | None:

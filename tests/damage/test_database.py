@@ -140,6 +140,23 @@ def test_a_removal_that_a_torn_log_lost_is_done_again(store: layerfs.Store, tmp_
         assert {clone.name for clone in again.clones()} == {"work"}
 
 
+@pytest.mark.usefixtures("clone")
+@pytest.mark.parametrize("blobs", [True, False])
+def test_a_clone_whose_image_the_record_lacks_comes_back_with_it(store: layerfs.Store, *, blobs: bool) -> None:
+    """Only those clones are counted that are there again."""
+    path, (image,) = store.path, store.images()
+    store.close()
+    (path / "meta.db").unlink()
+    assert record.append(path / record.NAME, [f'["images",{{"digest":"{image.digest}"}},0]'])
+    if not blobs:
+        shutil.rmtree(path / "blobs/sha256")
+        (path / "blobs/sha256").mkdir()
+    done = rebuild(path)
+    assert (done.images, done.clones) == ((1, 1) if blobs else (0, 0))
+    with layerfs.open(path) as again:
+        assert {clone.name for clone in again.clones()} == ({"work"} if blobs else set[str]())
+
+
 def test_a_record_that_is_cut_says_less_and_nothing_wrong(tmp_path: Path) -> None:
     layout = write_layout(tmp_path / "image", [odd_layers.base()])
     with layerfs.open(tmp_path / "store", driver="copy") as store:
