@@ -240,12 +240,12 @@ def repair(
     remedies = list(Repair(parts, supply, listener).run(rows)) if rows else []
     problems = examine(parts, clock, deep=deep, listener=listener)
     for _ in range(_ROUNDS):
+        if not problems:
+            break
         remedies += Repair(parts, supply, listener).run(problems)
         left = Check(parts).run(deep=deep)
         if deep:
             left = (*left, *DeepCheck(parts, clock, since=since, listener=listener).run())
         hopeless = {(each.problem.name, each.problem.kind) for each in remedies if each.outcome is not Outcome.MENDED}
         problems = tuple(problem for problem in left if (problem.name, problem.kind) not in hopeless)
-        if not problems:
-            break
     return (*remedies, *(Remedy(problem, "it is still wrong", Outcome.FAILED) for problem in problems))
