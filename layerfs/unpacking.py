@@ -124,14 +124,22 @@ class Unpacker:
         finally:
             self._drop()
 
-    def again(self, layer: Layer, root: LayerRoot, chains: Sequence[str], *, filler: Fill | None = None) -> Applied:
-        """Unpack a layer that is there once more, into a root of its own; ``chains`` are all of its image.
+    def again(
+        self,
+        layer: Layer,
+        root: LayerRoot | None,
+        chains: Sequence[str],
+        mounts: Sequence[Mount] = (),
+        *,
+        filler: Fill | None = None,
+    ) -> Applied:
+        """Unpack a layer that is there once more, into a root of its own, or what the mounts show where that is None.
 
-        The blob is verified, too. ``filler`` is that of `layerfs.layer.apply.apply`.
+        ``chains`` are all of its image. The blob is verified, too. ``filler`` is that of `layerfs.layer.apply.apply`.
         """
         self._chains = chains
         try:
-            return self._apply(layer, root, filler=filler, verify=True)
+            return self._apply(layer, root, mounts, filler=filler, verify=True)
         finally:
             self._drop()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
+from layerfs import rules
 from layerfs.checking.deep import KnownLayer
-from layerfs.contract import KeepsIndex, Kind, LayerRoot, Mount, Snapshot, Whiteouts
+from layerfs.contract import KeepsIndex, Kind, Mount, Snapshot, SnapshotId, Usage
 from layerfs.errors import Busy, LayerfsError, NotFound
 from layerfs.events import Listener, ignore
 from layerfs.kernel import mounting
@@ -13,7 +14,7 @@ from layerfs.layer.limits import UNLIMITED
 from layerfs.metadata import seals, snapshots
 from layerfs.metadata.seals import Seal
 from layerfs.parts import Parts
-from layerfs.unpacking import Unpacker
+from layerfs.unpacking import Layer, Unpacker
 
 
 def unpack_anew(parts: Parts, known: KnownLayer, listener: Listener = ignore) -> None:
@@ -23,37 +24,42 @@ def unpack_anew(parts: Parts, known: KnownLayer, listener: Listener = ignore) ->
     blob; then nothing has changed.
     """
     layer, snapshotter = known.layer, parts.snapshotter
-    above = standing_on(parts, layer.chain)
+    above = _standing_on(parts, layer.chain)
     _check_unmounted(parts, above)
     with suppress(NotFound):
         snapshotter.remove(layer.key)
     mounts = snapshotter.prepare(layer.key, layer.parent)
     try:
-        with ExitStack() as stack:
-            root = parts.layer_root(layer.key)
-            if root is None:
-                root = LayerRoot(stack.enter_context(mounting.mounted(mounts)), Whiteouts.REMOVE)
-            applied = Unpacker(parts, limits=UNLIMITED, listener=listener).again(layer, root, known.chains)
+        unpacker = Unpacker(parts, limits=UNLIMITED, listener=listener)
+        applied = unpacker.again(layer, parts.layer_root(layer.key), known.chains, mounts)
         usage = snapshotter.holdings.freeze(snapshotter.snapshot(layer.key))
+        seal = Seal(applied.entries, applied.size, applied.diff_id)
+        old = _take_its_place(parts, layer, usage, seal)
     except BaseException:
-        snapshotter.remove(layer.key)
+        with suppress(NotFound):  # it has taken the place already
+            snapshotter.remove(layer.key)
         raise
+    with suppress(LayerfsError):  # an orphan of which others are clones (ZFS) goes with them
+        snapshotter.holdings.remove(old)
+    renew_indexes(parts, above)
+
+
+def _standing_on(parts: Parts, name: str) -> list[str]:
+    """Return a snapshot and all that stand on it, each after its parent."""
+    with parts.database.read() as connection:
+        return snapshots.descendant_names(connection, rules.present(connection, name).id)
+
+
+def _take_its_place(parts: Parts, layer: Layer, usage: Usage, seal: Seal) -> SnapshotId:
+    """Give what was unpacked the name, the labels and the children of the layer that is there; return that one's id."""
     with parts.database.write() as connection:
-        old = snapshots.find(connection, layer.chain)
-        new = snapshots.find(connection, layer.key)
-        if old is None or new is None:
-            raise NotFound(f"the layer {layer.chain} was removed meanwhile")
-        for child in snapshots.children(connection, old.id):
-            row = snapshots.find(connection, child)
-            if row is not None:
-                snapshots.set_parent(connection, row.id, new.id)
+        old, new = rules.present(connection, layer.chain), rules.present(connection, layer.key)
+        snapshots.hand_over(connection, old.id, new.id)
         labels = {**snapshots.labels(connection, old.id), **layer.labels}
         snapshots.delete(connection, old.id)
         snapshots.set_committed_as(connection, new.id, layer.chain, labels, usage, old.created)
-        seals.put(connection, layer.chain, Seal(applied.entries, applied.size, applied.diff_id))
-    with suppress(LayerfsError):  # an orphan of which others are clones (ZFS) goes with them
-        snapshotter.holdings.remove(old.id)
-    renew_indexes(parts, above)
+        seals.put(connection, layer.chain, seal)
+    return old.id
 
 
 def renew_indexes(parts: Parts, names: list[str]) -> None:
@@ -64,17 +70,6 @@ def renew_indexes(parts: Parts, names: list[str]) -> None:
             snapshot = parts.snapshotter.snapshot(name)
             if snapshot.kind is Kind.COMMITTED:
                 driver.renew_index(snapshot)
-
-
-def standing_on(parts: Parts, name: str) -> list[str]:
-    """Return a snapshot and all that stand on it, however far above."""
-    found = [name]
-    with parts.database.read() as connection:
-        for each in found:
-            row = snapshots.find(connection, each)
-            if row is not None:
-                found.extend(snapshots.children(connection, row.id))
-    return found
 
 
 def _check_unmounted(parts: Parts, names: list[str]) -> None:

@@ -37,9 +37,3 @@ def every(connection: sqlite3.Connection) -> dict[str, Seal]:
     """Return all seals by the names of their snapshots."""
     query = "SELECT name, entries, seals.size, digest, checked FROM seals JOIN snapshots ON snapshots.id = snapshot"
     return {row[0]: Seal(*row[1:]) for row in connection.execute(query)}
-
-
-def set_checked(connection: sqlite3.Connection, name: str, now: int) -> None:
-    """Record that a snapshot was found whole."""
-    query = "UPDATE seals SET checked = ? WHERE snapshot = (SELECT id FROM snapshots WHERE name = ?)"
-    connection.execute(query, (now, name))

@@ -115,14 +115,14 @@ def ancestor_names(connection: sqlite3.Connection, name: str) -> list[str]:
 
 
 def descendant_names(connection: sqlite3.Connection, snapshot_id: SnapshotId) -> list[str]:
-    """Return the names of a snapshot and of all that stand on it, sorted."""
+    """Return the names of a snapshot and of all that stand on it, each after its parent."""
     query = """
-        WITH RECURSIVE above (id, name) AS (
-            SELECT id, name FROM snapshots WHERE id = ?
+        WITH RECURSIVE above (id, name, depth) AS (
+            SELECT id, name, 0 FROM snapshots WHERE id = ?
             UNION ALL
-            SELECT snapshots.id, snapshots.name FROM snapshots JOIN above ON snapshots.parent = above.id
+            SELECT snapshots.id, snapshots.name, depth + 1 FROM snapshots JOIN above ON snapshots.parent = above.id
         )
-        SELECT name FROM above ORDER BY name
+        SELECT name FROM above ORDER BY depth, name
     """
     return [row[0] for row in connection.execute(query, (snapshot_id,))]
 
@@ -235,6 +235,11 @@ def set_usage(connection: sqlite3.Connection, snapshot_id: SnapshotId, usage: Us
 def set_parent(connection: sqlite3.Connection, snapshot_id: SnapshotId, parent: SnapshotId | None) -> None:
     """Give a snapshot another parent."""
     connection.execute("UPDATE snapshots SET parent = ? WHERE id = ?", (parent, snapshot_id))
+
+
+def hand_over(connection: sqlite3.Connection, old: SnapshotId, new: SnapshotId) -> None:
+    """Make all that stands right on one snapshot stand on another."""
+    connection.execute("UPDATE snapshots SET parent = ? WHERE parent = ?", (new, old))
 
 
 def rename(connection: sqlite3.Connection, snapshot_id: SnapshotId, name: str) -> None:
