@@ -1,7 +1,7 @@
 """Locks between processes: open-file-description locks on single bytes of one file, ``<store>/lock``.
 
 One file serves for every lock, so none is left behind for a name that is gone, and a lock ends with the process that
-holds it, however it ends. The byte tells what is locked: `STORE`, or what `named`, `upper` and `Owner` give.
+holds it, however it ends. The byte tells what is locked: a constant here, or what `named`, `upper` and `Owner` give.
 Source: fcntl_locking(2), "Open file description locks".
 """
 
@@ -28,6 +28,9 @@ STORE = Place(0)
 
 GATE = Place(1)
 """The way to the store: exclusive for those who wait until nobody works with it."""
+
+RECORD = Place(2)
+"""The record of the database (`layerfs.metadata.record`): taken inside a transaction, let go when its lines are written."""
 
 _UPPER, _NAMED, _OWNER = (Place(1 << bit) for bit in (59, 60, 61))
 _FLOCK = struct.Struct("hhqqi4x")

@@ -16,6 +16,7 @@ from layerfs.image.blobs import BlobStore
 from layerfs.kernel import userns
 from layerfs.kernel.userns import IdMap
 from layerfs.metadata import record, settings
+from layerfs.metadata.database import LOCK as _LOCK
 from layerfs.metadata.database import NAME as _DATABASE
 from layerfs.metadata.database import Database
 from layerfs.parts import Parts
@@ -25,7 +26,6 @@ from layerfs.store import Store
 AUTO = "auto"
 """Stands for the store's own driver, and for the first that works where a store is made."""
 
-_LOCK = "lock"
 _BLOBS = "blobs"
 _VOLUME = "volume"
 """The setting that names the file system of the store's volume."""

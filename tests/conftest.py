@@ -22,6 +22,7 @@ from layerfs.kernel.mounting import mounted
 from tests.guest import machine
 from tests.guest import tier as guest
 from tests.support import drivers, leftovers, requirements, rootless
+from tests.support.sharing import Share
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,8 +132,11 @@ def driver_root(driver_name: str, request: pytest.FixtureRequest) -> Iterator[Pa
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --guest."""
+    """Add --guest and --share."""
     parser.addoption("--guest", action="store_true", help="run the tests marked `guest`, in a virtual machine")
+    parser.addoption(
+        "--share", type=Path, metavar="DIRECTORY", help="share the tests with other processes (tests.support.sharing)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -147,11 +151,14 @@ def pytest_configure(config: pytest.Config) -> None:
     places = {drivers.directory_with_xattrs(), Path("/var/tmp")}
     config.stash[_SWEPT] = leftovers.sweep(places, temporary.glob("pytest-of-*"))
     config.stash[_PRESENCE] = () if config.option.collectonly else drivers.presence()
-    guest.register(config)
+    share = Share(config.getoption("share"))
+    config.pluginmanager.register(share, "layerfs-share")
+    guest.register(config, share)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the tests of the guest last, and leave out what is too much for it."""
+    """Put the longest tests first and those of the guest last, and leave out what is too much for it."""
+    items.sort(key=lambda item: item.get_closest_marker("soak") is None)
     if too_much := guest.sort(items):
         config.hook.pytest_deselected(items=too_much)
 

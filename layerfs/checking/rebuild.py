@@ -64,7 +64,7 @@ def rebuild(place: Path, *, clock: Callable[[], int] = time.time_ns) -> Rebuilt:
 
     Raise `Busy` for a store at work, and `NotFound` where nothing tells what driver it had.
     """
-    lock = place / "lock"
+    lock = place / database.LOCK
     whole, opening = (locks.STORE, locks.named("open"))
     with (
         locks.locked(lock, whole, exclusive=True, what="the store", timeout=0),

@@ -54,6 +54,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record = path.with_name(record.NAME)
+        self._lock_file = path.with_name(LOCK)
         self._local = threading.local()
         self._connections: list[_Held] = []
         self._guard = threading.Lock()
@@ -139,7 +140,7 @@ class Database:
 
         The next one may begin as soon as this one has ended, which is before all of its lines are there.
         """
-        return locks.locked(self.path.with_name(LOCK), locks.named("record"), exclusive=True, what="the record")
+        return locks.locked(self._lock_file, locks.RECORD, exclusive=True, what="the record")
 
     def _record(self, changes: Sequence[record.Change]) -> bool:
         """Write down what a transaction changed; False where the record must be written anew."""

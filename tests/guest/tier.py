@@ -28,7 +28,7 @@ import pytest
 
 from tests.guest import machine
 from tests.guest.machine import Kind
-from tests.support import requirements
+from tests.support import requirements, sharing
 
 _HERE = Path(__file__).parent
 _LIMIT = 2700
@@ -45,9 +45,9 @@ def wanted(config: pytest.Config) -> bool:
     return not machine.inside() and (config.getoption("guest") or "guest" in requirements.required())
 
 
-def register(config: pytest.Config) -> None:
-    """Add what this run needs: the tier outside, or the sender of reports inside."""
-    if wanted(config) and not config.option.collectonly:
+def register(config: pytest.Config, share: sharing.Share) -> None:
+    """Add what this process needs: the tier outside, unless another one has it, or the sender of reports inside."""
+    if wanted(config) and not config.option.collectonly and share.take(sharing.GUEST):
         config.pluginmanager.register(Tier(config), "layerfs-guest-tier")
     elif machine.inside() and machine.LIVE in os.environ:
         config.pluginmanager.register(Sender(config, Path(os.environ[machine.LIVE])), "layerfs-guest-sender")
