@@ -30,7 +30,7 @@ GATE = Place(1)
 """The way to the store: exclusive for those who wait until nobody works with it."""
 
 RECORD = Place(2)
-"""The record of the database (`layerfs.metadata.record`): taken inside a transaction, let go when its lines are written."""
+"""The record of the database (`layerfs.metadata.record`), from inside a transaction until its lines are written."""
 
 _UPPER, _NAMED, _OWNER = (Place(1 << bit) for bit in (59, 60, 61))
 _FLOCK = struct.Struct("hhqqi4x")
