@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from stat import S_ISREG
+from typing import cast
 
 from layerfs.contract import SnapshotId
 from layerfs.errors import os_error
@@ -25,8 +27,6 @@ from layerfs.sealing import inventory
 from layerfs.sealing.inventory import Inventory
 
 _SEALS = "seals"
-_LARGEST = 1 << 32
-"""Bytes of an inventory beyond which its file is none of ours."""
 
 
 class Book:
@@ -36,12 +36,7 @@ class Book:
         self._parts = parts
         self._root = parts.path / _SEALS
 
-    def seal(self, name: str, *, checked: int | None = None) -> None:
-        """Seal a committed snapshot as it is now."""
-        with self.shown(name) as root:
-            self.put(name, inventory.take(root), checked)
-
-    def put(self, name: str, found: Inventory, checked: int | None) -> None:
+    def put(self, name: str, found: Inventory, checked: int) -> None:
         """Seal a committed snapshot with an inventory that was just taken of it."""
         size = sum(entry.size for path, entry in found.items() if S_ISREG(entry.mode) and entry.linked in {"", path})
         self._write(self._parts.snapshotter.snapshot(name).id, found)
@@ -53,9 +48,13 @@ class Book:
         from zstandard import ZstdDecompressor, ZstdError  # noqa: PLC0415  only a check needs it
 
         try:
-            data = (self._root / str(snapshot_id)).read_bytes()
-            text = ZstdDecompressor().decompress(data, max_output_size=_LARGEST)
-            found = inventory.from_lines(iter(text.splitlines()))
+            # Line by line: a damaged file may say of itself that it has more bytes than there is memory.
+            with (
+                open(self._root / str(snapshot_id), "rb") as file,
+                ZstdDecompressor().stream_reader(file) as stream,
+                BufferedReader(cast("RawIOBase", stream)) as lines,
+            ):
+                found = inventory.from_lines(lines)
         except (OSError, ZstdError, ValueError, TypeError):
             return None
         return found if inventory.digest(found) == digest else None

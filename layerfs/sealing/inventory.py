@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -175,7 +175,8 @@ def differences(expected: Inventory, found: Inventory, *, root_time: bool = True
             whole.add(path)
             if above not in whole or not path:
                 wrong[path] = _GONE if after is None else _NEW
-                wrong = _without_time(wrong, above)
+                if wrong.get(above) == _TIME:  # of course: a name in it is gone or new
+                    del wrong[above]
             continue
         words = [text for name, text in _WORDS if getattr(before, name) != getattr(after, name)]
         if path == "" and not root_time:
@@ -183,11 +184,6 @@ def differences(expected: Inventory, found: Inventory, *, root_time: bool = True
         if words:
             wrong[path] = ", ".join(words)
     return wrong
-
-
-def _without_time(wrong: dict[str, str], directory: str) -> dict[str, str]:
-    """Leave out that the time of a directory is another where a name in it is said to be gone or new."""
-    return {path: words for path, words in wrong.items() if path != directory or words != _TIME}
 
 
 _GONE, _NEW = "it is gone", "it does not belong there"
@@ -203,7 +199,7 @@ def to_lines(inventory: Inventory) -> Iterator[bytes]:
         yield json.dumps([path, *astuple(inventory[path])], separators=(",", ":")).encode() + b"\n"
 
 
-def from_lines(lines: Iterator[bytes]) -> dict[str, Entry]:
+def from_lines(lines: Iterable[bytes]) -> dict[str, Entry]:
     """Read what `to_lines` wrote."""
     found: dict[str, Entry] = {}
     for line in lines:
