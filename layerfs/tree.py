@@ -181,17 +181,6 @@ def _emptied(fd: int) -> list[bytes]:
     return [name for name, directory in names if directory or _is_directory(fd, name)]
 
 
-def rename_away(path: Path, trash: Path) -> Path:
-    """Move ``path`` into the directory ``trash`` of the same file system under a fresh name, in one step.
-
-    What is named so is gone for everybody at once; deleting it (`remove_tree`) may take its time. Raise `NotFound`.
-    """
-    away = trash / f"{path.name[:64]}.{os.urandom(8).hex()}"
-    with _translated(f"move {path} to {trash}"):
-        syscalls.rename_noreplace(syscalls.AT_FDCWD, os.fsencode(path), syscalls.AT_FDCWD, os.fsencode(away))
-    return away
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 

@@ -412,23 +412,6 @@ def test_removal_against_somebody_who_swaps_directories_for_links(fresh_dir: Pat
     assert {f"precious{number}" for number in range(50)} <= set(os.listdir(victim))
 
 
-def test_renaming_away(tmp_path: Path) -> None:
-    trash = tmp_path / "trash"
-    trash.mkdir()
-    names = set()
-    for _ in range(2):
-        (tmp_path / "7").mkdir()
-        (tmp_path / "7" / "file").touch()
-        away = tree.rename_away(tmp_path / "7", trash)
-        names.add(away)
-        assert away.parent == trash
-        assert (away / "file").exists()
-        assert not (tmp_path / "7").exists()
-    assert len(names) == 2
-    with pytest.raises(NotFound):
-        tree.rename_away(tmp_path / "7", trash)
-
-
 # -- measures ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from layerfs_fuse.attributes import ENTRY_ATTRIBUTES, NLINK, U32
 from layerfs_fuse.union.names import Names
@@ -204,8 +203,3 @@ class Removal(Names):
                 rows = self.index.children(directory.below)
                 directory.order.precede({self.index.name(row): row + 1 for row in rows}, directory.children)
             directory.below = 0
-
-
-def is_directory_kind(known: int) -> bool:
-    """Tell whether what `Directory.children` says is a directory that was not looked at."""
-    return known == -stat.S_IFDIR
