@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from layerfs.leases import Leases
 
 TEMPORARY = "tmp/"
-"""Starts the keys of snapshots that live no longer than the process that made them; the process's id follows."""
+"""Starts the keys of snapshots that live no longer than the process that made them; its token follows, and a number."""
+_TEMPORARY = re.compile(TEMPORARY + r"([0-9]{1,18})/[0-9a-f]{16}")
 
 MIGRATING = "migrating/"
 """Starts the keys of snapshots that a migration is filling here; the name follows that they are to have."""
@@ -173,10 +175,19 @@ class Parts:
             with self.temporary_view(key, place) as mounted:
                 yield mounted
 
+    def temporary_key(self) -> str:
+        """Return the key of a snapshot that lives no longer than this process."""
+        return f"{TEMPORARY}{self.snapshotter.owner}/{os.urandom(8).hex()}"
+
+    def is_left_over(self, key: str) -> bool:
+        """Tell whether a snapshot was to live as long as a process that has ended; keys of others may begin so, too."""
+        made = _TEMPORARY.fullmatch(key)
+        return made is not None and not self.snapshotter.is_alive(int(made[1]))
+
     @contextmanager
     def temporary_view(self, parent: str, place: Path | None = None) -> Iterator[Path]:
         """Give a read-only mount of a committed snapshot ("" for an empty tree) as long as the block runs."""
-        key = f"{TEMPORARY}{self.snapshotter.owner}/{os.urandom(8).hex()}"
+        key = self.temporary_key()
         mounts = self.snapshotter.view(key, parent)
         try:
             with mounting.mounted(mounting.scratch(mounts), place) as mounted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +16,7 @@ from layerfs.images import Image, Images
 from layerfs.layer.digest import Digest
 from layerfs.leases import Held
 from layerfs.metadata import clones, images
-from layerfs.parts import MIGRATING, TEMPORARY, Parts
+from layerfs.parts import MIGRATING, Parts
 from layerfs.unpacking import LAYER_LABEL, UNPACKING
 
 _log = logging.getLogger(__name__)
@@ -79,14 +79,18 @@ class Reclaim:
             gone = [Item(ItemKind.LEASE, lease, 0) for lease in self._parts.leases.drop_expired()]
             gone += self._remove_images(name for kind, name in wanted if kind is ItemKind.IMAGE)
             rest = [item for item in self._plan(()).items if (item.kind, item.name) in wanted]
-            self._remove(rest)
+            self._remove(
+                [item.name for item in rest if item.kind in {ItemKind.LAYER, ItemKind.SNAPSHOT}],
+                [Digest(item.name) for item in rest if item.kind is ItemKind.BLOB],
+            )
             return PrunePlan((*gone, *rest))
 
     def collect(self) -> None:
         """Remove layers and blobs of no image, unless somebody works with the store just now: `prune` gets them."""
         with suppress(Busy), self._parts.alone(wait=False):
             self._parts.leases.drop_expired()
-            self._remove(self._plan(()).items)
+            unneeded, blobs = self._unneeded(self._images.every())
+            self._remove([info.name for info in unneeded], blobs)
 
     def collect_after_error(self) -> None:
         """Do so without hiding the error; what cannot be removed now, the next `prune` gets."""
@@ -97,19 +101,24 @@ class Reclaim:
 
     def _plan(self, doomed: Collection[Image]) -> PrunePlan:
         gone = {image.digest for image in doomed}
-        kept = [image for image in self._images.every() if image.digest not in gone]
-        held = self._held()
-        layers = {str(chain) for image in kept for chain in image.config.chain_ids}
-        blobs = {blob for image in kept for blob in _blobs(image)}
-        unused = sorted(set(self._parts.blobs.digests()) - blobs - held.blobs)
+        unneeded, blobs = self._unneeded(image for image in self._images.every() if image.digest not in gone)
         return PrunePlan(
             (
                 *(Item(ItemKind.LEASE, lease, 0) for lease in self._parts.leases.expired()),
                 *(Item(ItemKind.IMAGE, image.digest, 0) for image in doomed),
-                *(self._snapshot_item(info) for info in self._removable(layers | held.snapshots)),
-                *map(self._blob_item, unused),
+                *map(self._snapshot_item, unneeded),
+                *map(self._blob_item, blobs),
             )
         )
+
+    def _unneeded(self, kept: Iterable[Image]) -> tuple[list[Info], list[Digest]]:
+        """Return the snapshots and the blobs that nobody needs where these images stay; nothing is measured for it."""
+        held = self._held()
+        layers, blobs = set(held.snapshots), set(held.blobs)
+        for image in kept:
+            layers.update(map(str, image.config.chain_ids))
+            blobs.update(_blobs(image))
+        return self._removable(layers), sorted(set(self._parts.blobs.digests()) - blobs)
 
     def _held(self) -> Held:
         with self._parts.database.read() as connection:
@@ -125,13 +134,12 @@ class Reclaim:
                     images.delete(connection, digest)
                     yield Item(ItemKind.IMAGE, digest, 0)
 
-    def _remove(self, items: Sequence[Item]) -> None:
+    def _remove(self, names: Iterable[str], blobs: Iterable[Digest]) -> None:
+        """Remove snapshots and blobs."""
         self._parts.database.settle()  # an image whose recording failed is not there for good
-        names = [item.name for item in items if item.kind in {ItemKind.LAYER, ItemKind.SNAPSHOT}]
         # Blobs before snapshots: on a full disk their space is what the database needs to go on.
-        for item in items:
-            if item.kind is ItemKind.BLOB:
-                self._parts.blobs.remove(Digest(item.name))
+        for blob in blobs:
+            self._parts.blobs.remove(blob)
         self._parts.blobs.cleanup()
         remove_unused(self._parts, names)
         self._parts.snapshotter.cleanup()
@@ -171,10 +179,7 @@ class Reclaim:
             return info.name.partition("@")[0] not in owned
         if info.name.startswith((UNPACKING, MIGRATING)):
             return True  # only asked by those who hold the store alone, so nobody is unpacking
-        if info.name.startswith(TEMPORARY):
-            token = info.name.removeprefix(TEMPORARY).partition("/")[0]
-            return not self._parts.snapshotter.is_alive(int(token))
-        return False
+        return self._parts.is_left_over(info.name)
 
     def _snapshot_item(self, info: Info) -> Item:
         kind = ItemKind.LAYER if LAYER_LABEL in info.labels else ItemKind.SNAPSHOT

@@ -28,7 +28,7 @@ from layerfs.layer.digest import Digest
 from layerfs.layer.limits import UNLIMITED
 from layerfs.metadata import images, seals, snapshots
 from layerfs.metadata.seals import UNSEALED, Seal
-from layerfs.parts import TEMPORARY, Parts
+from layerfs.parts import Parts
 from layerfs.sealing import inventory
 from layerfs.sealing.book import Book
 from layerfs.sealing.contents import HollowFiles
@@ -291,7 +291,7 @@ def unpacked_again(
     Give its root, the seal that it deserves, and whether the layer says what the root directory is.
     """
     snapshotter = parts.snapshotter
-    key = f"{TEMPORARY}{snapshotter.owner}/{os.urandom(8).hex()}"
+    key = parts.temporary_key()
     mounts = snapshotter.prepare(key, known.layer.parent)
     try:
         with ExitStack() as stack:

@@ -69,8 +69,7 @@ class Places:
         for path in self._parts.blobs.abandoned():
             yield Problem(os.fspath(path), "a blob that was never finished", hint, (), ProblemKind.LEFTOVER)
         for info in self._parts.snapshotter.infos(prefix=TEMPORARY):
-            token = info.name.removeprefix(TEMPORARY).partition("/")[0]
-            if not token.isdecimal() or not self._parts.snapshotter.is_alive(int(token)):
+            if self._parts.is_left_over(info.name):
                 message = "a process that died left it"
                 yield Problem(info.name, message, hint, (), ProblemKind.LEFTOVER)
 

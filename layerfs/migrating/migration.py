@@ -216,9 +216,8 @@ class Migration:
         for side in (self._source, self._target):
             snapshotter = side.parts.snapshotter
             for info in snapshotter.infos(prefix=TEMPORARY):
-                token = info.name.removeprefix(TEMPORARY).partition("/")[0]
                 with suppress(NotFound):  # another migration sweeps, too
-                    if not snapshotter.is_alive(int(token)) and not mounting.users(snapshotter.mounts(info.name)):
+                    if side.parts.is_left_over(info.name) and not mounting.users(snapshotter.mounts(info.name)):
                         snapshotter.remove(info.name)
         for info in self._target.parts.snapshotter.infos(prefix=MIGRATING):
             self._target.parts.snapshotter.remove(info.name)

@@ -319,6 +319,17 @@ def test_a_volatile_mount_leaves_a_clone_that_mounts_again(store: layerfs.Store,
     clone.remove()
 
 
+@pytest.mark.parametrize("key", ["tmp/mine", "tmp/7/mine", f"tmp/{10**30}/0123456789abcdef", "tmp/"])
+def test_a_key_that_begins_like_those_of_layerfs_is_its_owners(fresh_dir: Path, key: str) -> None:
+    with layerfs.open(fresh_dir / "store", driver="copy") as store:
+        store.snapshotter.prepare(key)
+        assert store.plan_prune().items == ()
+        assert store.check() == ()
+        with layerfs.open(fresh_dir / "target", driver="copy") as target:
+            store.migrate(target)
+        assert [info.name for info in store.snapshotter.infos()] == [key]
+
+
 def test_a_comparison_does_not_unpack_while_somebody_prunes(store: layerfs.Store, tmp_path: Path) -> None:
     store.import_image(write_layout(tmp_path / "image", [BASE]), unpack=False)
     found: list[bytes] = []
