@@ -1,4 +1,4 @@
-"""Several processes run the tests together: ``pytest --share DIRECTORY`` in each, the same empty directory at first.
+"""Several processes run the tests together: ``pytest --share=DIRECTORY`` in each, the same empty directory at first.
 
 Each takes the next file of tests that nobody has taken; one takes the guest, with all tests that run there. As root
 each needs a mount namespace of its own (`scripts/test`): a test that makes a namespace would copy the mounts of the
