@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from layerfs.kernel import mountinfo, mounting
 from tests.faults import operations
 from tests.faults.interception import own_mounts
 from tests.faults.matrix import Matrix, Row, every
 from tests.faults.operations import OPERATIONS, Operation, Scene
-from tests.support import drivers
+from tests.support import drivers, leftovers
 
 _DRIVERS = ("overlay2", "btrfs", "copy", "fuse")
 _COLUMNS: Mapping[str, tuple[int | None, bool]] = {
@@ -56,7 +58,15 @@ def main() -> int:
     choice = Choice(arguments.only, chosen, arguments.step)
     logging.disable(logging.WARNING)
     own_mounts()
+    _let_go_of_others()
     return int(sum(_table_on(driver, choice) for driver in chain.from_iterable(arguments.drivers)) > 0)
+
+
+def _let_go_of_others() -> None:
+    """Take what other runs have mounted out of this namespace: they wait until their devices are free."""
+    for point in reversed(mountinfo.mount_points()):
+        if leftovers.PREFIX in os.fspath(point.path):
+            mounting.unmount(point.path, lazy=True)
 
 
 def _some(known: Collection[str]) -> Callable[[str], Sequence[str]]:
