@@ -30,7 +30,7 @@ def test_every_driver_does_the_main_job_and_again(fresh_dir: Path) -> None:
     for _ in range(2):
         said = run_demo(fresh_dir / "demo")
 
-        assert "worked: overlay2 btrfs copy\n" in said
+        assert "worked: overlay2 btrfs fuse copy\n" in said
         assert "changed in the clone\n" in said
         assert mountinfo.below(fresh_dir) == ()
 
@@ -40,5 +40,5 @@ def test_every_driver_does_the_main_job_and_again(fresh_dir: Path) -> None:
 def test_an_ordinary_user_does_it_with_python_as_image(run_rootless: Rootless, rootless_dir: Path) -> None:
     said = run_rootless(lambda: run_demo(rootless_dir / "demo", LAYERFS_DEMO_PYTHON="1"))
 
-    assert "worked: overlay2 copy;" in said
+    assert "worked: overlay2 fuse copy;" in said
     assert "changed in the clone\n" in said
