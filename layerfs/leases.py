@@ -90,11 +90,11 @@ class Leases:
         at = self._now()
         row = _ending(lease, at.wall, ttl, at)
         with self._database.write() as connection:
-            for other in leases.every(connection):
-                if other.id == lease and remaining(other, at) > 0:
-                    raise AlreadyExists(
-                        f"there is a lease {lease!r} already", hint=f"`layerfs lease renew {lease}` gives it more time"
-                    )
+            other = leases.find(connection, lease)
+            if other is not None and remaining(other, at) > 0:
+                raise AlreadyExists(
+                    f"there is a lease {lease!r} already", hint=f"`layerfs lease renew {lease}` gives it more time"
+                )
             leases.delete(connection, lease)
             leases.insert(connection, row)
         return self._load(row, at)
@@ -112,7 +112,8 @@ class Leases:
 
     def expired(self) -> tuple[str, ...]:
         """Return the ids of the leases that are over."""
-        return tuple(lease.id for lease in self.every() if lease.over)
+        with self._database.read() as connection:
+            return tuple(self._over(connection))
 
     def held(self, connection: sqlite3.Connection) -> Held:
         """Return what the leases that are not over name."""
@@ -121,16 +122,18 @@ class Leases:
         return Held(*(frozenset[str]().union(*(leases.named(connection, it, kind) for it in live)) for kind in Leased))
 
     def drop_expired(self) -> tuple[str, ...]:
-        """Delete the leases that are over, and return their ids.
+        """Delete the leases that are over, and return their ids."""
+        if not self.expired():
+            return ()
+        with self._database.write(frees=True) as connection:
+            expired = self._over(connection)  # now: one may have been renewed, or made anew, a moment ago
+            for lease in expired:
+                leases.delete(connection, lease)
+            return tuple(expired)
 
-        The caller holds the store alone, for else one might just be renewed.
-        """
-        expired = self.expired()
-        if expired:
-            with self._database.write(frees=True) as connection:
-                for lease in expired:
-                    leases.delete(connection, lease)
-        return expired
+    def _over(self, connection: sqlite3.Connection) -> list[str]:
+        at = self._now()
+        return [row.id for row in leases.every(connection) if remaining(row, at) <= 0]
 
     # What a lease does
 
@@ -222,12 +225,16 @@ def _find(connection: sqlite3.Connection, lease: str) -> LeaseRow:
     if len(found) > 1:
         raise InvalidArgument(f"several leases start with {lease!r}", hint="give more of the id")
     if not found:
-        raise NotFound(f"there is no lease {lease!r}", hint="`layerfs lease ls` lists what is there")
+        raise _unknown(lease)
     return found[0]
 
 
 def _exactly(connection: sqlite3.Connection, lease: str) -> LeaseRow:
-    row = _find(connection, lease)
-    if row.id != lease:
-        raise NotFound(f"there is no lease {lease!r}", hint="`layerfs lease ls` lists what is there")
+    row = leases.find(connection, lease)
+    if row is None:
+        raise _unknown(lease)
     return row
+
+
+def _unknown(lease: str) -> NotFound:
+    return NotFound(f"there is no lease {lease!r}", hint="`layerfs lease ls` lists what is there")

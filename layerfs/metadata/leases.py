@@ -48,6 +48,12 @@ def every(connection: sqlite3.Connection) -> list[LeaseRow]:
     return [LeaseRow(**row) for row in connection.execute(query)]
 
 
+def find(connection: sqlite3.Connection, lease: str) -> LeaseRow | None:
+    """Return the lease of an id, or None."""
+    row = connection.execute(f"SELECT {_COLUMNS} FROM leases WHERE id = ?", (lease,)).fetchone()  # noqa: S608  constant
+    return None if row is None else LeaseRow(**row)
+
+
 def matching(connection: sqlite3.Connection, prefix: str) -> list[LeaseRow]:
     """Return the lease of that id alone, or those whose ids start so, two at the most."""
     query = f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +17,7 @@ from layerfs import locks
 from layerfs.events import Progress
 from layerfs.layer.digest import Digest
 from layerfs.leases import LONGEST, Held, Leases, Now, remaining
+from layerfs.metadata import leases as rows
 from layerfs.metadata.database import Database
 from layerfs.metadata.leases import LeaseRow
 from layerfs.reclaim import ItemKind
@@ -100,6 +102,24 @@ def test_a_lease_outlives_a_boot_and_a_step_of_the_clock(tmp_path: Path) -> None
     assert leases.expired() == ("x",)
     leases.drop_expired()
     assert leases.every() == ()
+    database.close()
+
+
+def test_a_lease_that_lives_again_while_a_prune_waits_is_not_dropped(tmp_path: Path) -> None:
+    database = Database(tmp_path / "meta.db")
+    at = Now(0, "a", 0)
+    leases = Leases(database, tmp_path / "lock", now=lambda: at)
+    leases.create(timedelta(seconds=1), "x")
+    at = Now(2 * SECOND, "a", 2 * SECOND)
+    dropped: list[str] = []
+    prune = threading.Thread(target=lambda: dropped.extend(leases.drop_expired()))
+    with database.write() as connection:
+        prune.start()
+        prune.join(0.3)  # it sees that the lease is over, and waits for this transaction
+        rows.renew(connection, LeaseRow("x", created=0, expires=9 * SECOND, boot="a", deadline=9 * SECOND))
+    prune.join()
+    assert dropped == []
+    assert [lease.id for lease in leases.every()] == ["x"]
     database.close()
 
 
