@@ -20,12 +20,18 @@ def every(connection: sqlite3.Connection) -> dict[SnapshotId, Quota]:
 
 
 def put(connection: sqlite3.Connection, snapshot_id: SnapshotId, quota: Quota, *, applied: bool) -> None:
-    """Write a quota down; none at all needs a row only until the driver has lifted the one before."""
+    """Write the quota of an active snapshot down; nothing where it was committed or removed meanwhile.
+
+    None at all needs a row only until the driver has lifted the one before.
+    """
     if applied and not quota:
         delete(connection, snapshot_id)
         return
-    values = (snapshot_id, quota.size, quota.inodes, applied)
-    connection.execute("INSERT OR REPLACE INTO quotas (snapshot, size, inodes, applied) VALUES (?, ?, ?, ?)", values)
+    query = """
+        INSERT OR REPLACE INTO quotas (snapshot, size, inodes, applied)
+        SELECT id, ?, ?, ? FROM snapshots WHERE id = ? AND kind = 'active'
+    """
+    connection.execute(query, (quota.size, quota.inodes, applied, snapshot_id))
 
 
 def pending(connection: sqlite3.Connection) -> list[SnapshotId]:
