@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from layerfs.contract import Mount
+from layerfs.contract import Mount, Quota
 from layerfs.kernel.mounting import mounted, overlay_options
+from layerfs_fuse.union.ledger import write_quota
 from tests.support.rootless import Rootless
 from tests.support.served import Served
 
@@ -211,3 +213,24 @@ def test_a_full_disk_leaves_the_lower_file_visible(fresh_dir: Path, change: Call
             assert (union.root / "big").read_bytes() == b"b" * 600_000
             (union.root / "big").unlink()
             assert os.listdir(union.root) == []
+
+
+@pytest.mark.root
+def test_requests_that_find_no_room_leave_nothing_in_the_server(fresh_dir: Path) -> None:
+    """What takes all the room is deleted and open, so each request waits in vain for it to be forgotten."""
+    write_quota(fresh_dir / "quota", Quota(size=2 * _MEBIBYTE))
+    with Served(fresh_dir, f"quota={fresh_dir}/quota") as union:
+        held, other = union.root / "held", union.root / "other"
+        with held.open("wb", buffering=0) as taking, other.open("wb", buffering=0) as file:
+            taking.write(bytes(2 * _MEBIBYTE))
+            held.unlink()
+            _refused(file, 5)
+            memory = union.memory()
+            _refused(file, 40)
+            assert union.memory() <= memory + 8 * _MEBIBYTE
+
+
+def _refused(file: FileIO, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(OSError, match="quota"):
+            file.write(bytes(_MEBIBYTE))

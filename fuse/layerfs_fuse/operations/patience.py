@@ -34,6 +34,11 @@ class _Waiting:
         self._over = Event()
         self._reply: Reply | OSError = _full()
 
+    @property
+    def over(self) -> bool:
+        """Tell whether it has its answer, or waits no longer."""
+        return self._over.is_set()
+
     def try_again(self, room: memoryview) -> bool:
         """Do it again, in the buffer ``room`` of all requests; return False where there is no room for it still."""
         with self._lock:
@@ -54,6 +59,7 @@ class _Waiting:
         self._over.wait(_PATIENCE)
         with self._lock:
             self._over.set()
+            self._body = b""  # up to 1 MiB, which the traceback of the error below would keep until a collection
         reply = self._reply
         if isinstance(reply, OSError):
             raise reply
@@ -82,7 +88,8 @@ class Patience:
             if error.errno != errno.EDQUOT or not self._union.has_nameless():
                 raise
         waiting = _Waiting(handler, header, self._channel.body[: header[0]].tobytes())
-        self._waiting.append(waiting)
+        # Nothing may ever be forgotten: what is deleted and open stays, and who finds no room may try without end.
+        self._waiting = [*(one for one in self._waiting if not one.over), waiting]
         self._channel.defer(header, waiting.answer)
         return None
 
