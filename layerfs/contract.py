@@ -17,6 +17,20 @@ from typing import ClassVar, NewType, Protocol, runtime_checkable
 SnapshotId = NewType("SnapshotId", int)
 """A snapshot's number in its store: positive, never used twice, and the name of its directory, dataset or device."""
 
+_MOST_DIGITS = 15
+"""Of an id. After the greatest one that a database can hold there would be none: a name that says so is nobody's."""
+
+
+def id_of(name: str) -> SnapshotId | None:
+    """Return the id of which a file or dataset has the name; None for a name that no snapshot can have, as "007"."""
+    good = name.isascii() and name.isdecimal() and len(name) <= _MOST_DIGITS and not name.startswith("0")
+    return SnapshotId(int(name)) if good else None
+
+
+def ids_of(names: Iterable[str]) -> set[SnapshotId]:
+    """Return the ids of which files or datasets have the names."""
+    return {found for found in map(id_of, names) if found is not None}
+
 
 class Kind(StrEnum):
     """What a snapshot may be used for."""

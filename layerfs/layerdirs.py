@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE, S_ISCHR
 
-from layerfs import tree, trial
-from layerfs.contract import LayerRoot, Mount, Snapshot, SnapshotId, Usage, Whiteouts
+from layerfs import projects, tree, trial
+from layerfs.contract import LayerRoot, Mount, Snapshot, SnapshotId, Usage, Whiteouts, ids_of
 from layerfs.errors import LayerfsError, NoSpace, Unsupported, os_error
 from layerfs.kernel import mounting, userns
 from layerfs.projects import Projects
@@ -99,21 +99,16 @@ class LayerDirectories:
     def ids(self) -> set[SnapshotId]:
         """List the snapshots, and those that a crash left half made or half deleted."""
         places = (self.root, self.root / ".new", self.root / ".removed")
-        return {SnapshotId(int(name)) for place in places for name in os.listdir(place) if name.isdecimal()}
+        return ids_of(name for place in places for name in os.listdir(place))
 
     def strangers(self) -> list[Path]:
         """Return what is in ``root`` or its two rooms and is no snapshot's (`layerfs.contract.Tidy`)."""
         rooms = {
-            self.root: {".new", ".removed", "xattrs", trial.PLACE},
+            self.root: {".new", ".removed", "xattrs", projects.RECORD, trial.PLACE},
             self.root / ".new": {"xattrs"},
             self.root / ".removed": set[str](),
         }
-        return [
-            room / name
-            for room, own in rooms.items()
-            for name in sorted(os.listdir(room))
-            if name not in own and not (name.isdecimal() or name.startswith(tree.LOST))
-        ]
+        return [path for room, own in rooms.items() for path in tree.strangers(room, own)]
 
     def try_out(self, mounts: Callable[[Path, Path], Sequence[Mount]]) -> None:
         """Mount what ``mounts`` gives for a lower directory and a snapshot's own, and see changes written down right.

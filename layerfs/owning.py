@@ -18,7 +18,7 @@ from pathlib import Path
 from layerfs.checking.places import OWN
 from layerfs.checking.users import image_name
 from layerfs.clones import PREFIX
-from layerfs.contract import Kind, Snapshot, SnapshotId
+from layerfs.contract import Kind, Snapshot, SnapshotId, id_of
 from layerfs.errors import os_error
 from layerfs.kernel import loop, mountinfo
 from layerfs.kernel.mountinfo import MountPoint
@@ -103,10 +103,10 @@ class Owning:
     def _of_driver(self, parts: tuple[str, ...]) -> Owner:
         """Tell whose a path below the driver's directory is: snapshots have numbers, also where they come and go."""
         names = parts[1:2] if parts and parts[0].startswith(".") else parts[:1]
-        if not names or not names[0].isdecimal():
+        found = id_of(names[0]) if names else None
+        if found is None:
             return Owner(OwnerKind.STORE, os.fspath(self._parts.path))
         with self._parts.database.read() as connection:
-            found = SnapshotId(int(names[0]))
             row = snapshots.get(connection, found) if snapshots.is_named(connection, found) else None
         return Owner(OwnerKind.NOBODY, id=found) if row is None else self._snapshot(row)
 

@@ -19,7 +19,8 @@ from layerfs.errors import FailedPrecondition, NoSpace, Unsupported
 from layerfs.kernel import projects, syscalls
 from layerfs.kernel.descriptors import opened
 
-_RECORD = "projects"
+RECORD = "projects"
+"""The file in a driver's directory."""
 _RANGE = 1 << 24
 _RANGES = 255
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -102,7 +103,7 @@ class Projects:
 
 def _recorded(root: Path) -> int | None:
     try:
-        return int((root / _RECORD).read_text(encoding="ascii"))
+        return int((root / RECORD).read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
 
@@ -114,13 +115,13 @@ def _begin(root: Path, directory: int) -> int:
     base = next((base for base in candidates if _is_free(directory, base)), None)
     if base is None:
         raise Unsupported(f"all projects of the file system of {root} are taken", hint="use the fuse driver")
-    new = root / f".{_RECORD}.{os.urandom(8).hex()}"
+    new = root / f".{RECORD}.{os.urandom(8).hex()}"
     with open(new, "w", encoding="ascii") as file:
         file.write(f"{base}\n")
         file.flush()
         os.fsync(file.fileno())
     with suppress(FileExistsError):
-        os.link(new, root / _RECORD)
+        os.link(new, root / RECORD)
     new.unlink()
     return _recorded(root) or base
 

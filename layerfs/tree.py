@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerfs.contract import Usage
+from layerfs.contract import Usage, id_of
 from layerfs.errors import Busy, LayerfsError, os_error
 from layerfs.kernel import syscalls
 from layerfs.kernel.descent import Descent, open_directory
@@ -179,6 +179,15 @@ def _emptied(fd: int) -> list[bytes]:
     with os.scandir(fd) as entries:
         names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
     return [name for name, directory in names if directory or _is_directory(fd, name)]
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def strangers(room: Path, own: Collection[str] = ()) -> list[Path]:
+    """Return what is in a driver's directory and neither a snapshot's nor among its ``own`` names, sorted."""
+    names = sorted(os.listdir(room))
+    return [room / name for name in names if id_of(name) is None and name not in own and not name.startswith(LOST)]
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from layerfs.contract import (
     Usage,
     Whiteouts,
     WritePolicy,
+    ids_of,
 )
 from layerfs.errors import Busy, Corrupt, InvalidArgument, Unsupported
 from layerfs.kernel import btrfs_send, qgroups, syscalls, userns
@@ -180,15 +181,11 @@ class BtrfsDriver:
 
     def ids(self) -> Iterable[SnapshotId]:
         """List the subvolumes; none of them is ever partial."""
-        return [SnapshotId(int(name)) for name in os.listdir(self._root) if name.isdecimal()]
+        return ids_of(os.listdir(self._root))
 
     def strangers(self) -> Iterable[Path]:
         """List what is no snapshot's (`layerfs.contract.Tidy`)."""
-        names = sorted(os.listdir(self._root))
-        own = {_FROZEN, _TRIED, trial.PLACE}
-        return [
-            self._root / name for name in names if not (name.isdecimal() or name in own or name.startswith(tree.LOST))
-        ]
+        return tree.strangers(self._root, {_FROZEN, _TRIED, trial.PLACE})
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""

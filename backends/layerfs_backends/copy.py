@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
-from layerfs import tree
+from layerfs import projects, tree
 from layerfs.contract import (
     CopyUnit,
     Driver,
@@ -25,6 +25,7 @@ from layerfs.contract import (
     Usage,
     Whiteouts,
     WritePolicy,
+    ids_of,
 )
 from layerfs.errors import InvalidArgument
 from layerfs.projects import Projects
@@ -85,12 +86,11 @@ class CopyDriver:
 
     def ids(self) -> Iterable[SnapshotId]:
         """List the directories that are named by a number."""
-        return [SnapshotId(int(name)) for name in os.listdir(self._root) if name.isdecimal()]
+        return ids_of(os.listdir(self._root))
 
     def strangers(self) -> Iterable[Path]:
         """List what is no snapshot's (`layerfs.contract.Tidy`)."""
-        names = sorted(os.listdir(self._root))
-        return [self._root / name for name in names if not (name.isdecimal() or name.startswith(tree.LOST))]
+        return tree.strangers(self._root, {projects.RECORD})
 
     def close(self) -> None:
         """Do nothing: the driver holds nothing open."""

@@ -11,7 +11,7 @@ from stat import S_IMODE
 from layerfs import locks
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.users import Users
-from layerfs.contract import SnapshotId, Tidy
+from layerfs.contract import SnapshotId, Tidy, ids_of
 from layerfs.kernel import mountinfo
 from layerfs.kernel.mountinfo import MountPoint
 from layerfs.metadata import snapshots
@@ -91,7 +91,7 @@ class Places:
 
     def _mounts(self) -> Iterator[Problem]:
         with self._parts.database.read() as connection:
-            there = {str(row.id): row.name for row in (*snapshots.ready(connection), *snapshots.unfinished(connection))}
+            there = {row.id: row.name for row in (*snapshots.ready(connection), *snapshots.unfinished(connection))}
         for point in mountinfo.mount_points():
             used = self._ids(point)
             if not used or point.path.is_relative_to(self._root):  # what snapshots share goes by itself
@@ -106,7 +106,7 @@ class Places:
             hurts = {user for one in used & there.keys() for user in self._users.of_snapshot(there[one])}
             yield Problem(os.fspath(point.path), message, hint, tuple(sorted(hurts)), ProblemKind.MOUNT)
 
-    def _ids(self, point: MountPoint) -> set[str]:
+    def _ids(self, point: MountPoint) -> set[SnapshotId]:
         """Return the snapshots of this store that a mount shows, by the directories that its line names."""
         home = f"{os.path.realpath(self._root)}/"
         named = (point.source, point.upper, *point.lowers)
@@ -115,7 +115,7 @@ class Places:
         bound = point.root.removesuffix(_DELETED)
         if point.device == device and bound.startswith(inside):
             found.add(bound.removeprefix(inside).partition("/")[0])
-        return {name for name in found if name.isdecimal()}
+        return ids_of(found)
 
     @cached_property
     def _home(self) -> tuple[tuple[int, int] | None, str]:

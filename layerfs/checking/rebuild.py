@@ -5,6 +5,7 @@ What nobody can name any more is not deleted: it is put aside in ``lost+found``,
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from layerfs import drivers, locks
 from layerfs.checking.aside import aside
 from layerfs.checking.rows import layers_of
-from layerfs.contract import SnapshotId
+from layerfs.contract import SnapshotId, id_of, ids_of
 from layerfs.errors import Corrupt, LayerfsError, NotFound
 from layerfs.image.blobs import BlobStore
 from layerfs.image.documents import MAX_DOCUMENT
@@ -142,7 +143,7 @@ def _manifest(blobs: BlobStore, digest: Digest) -> Manifest | None:
 def _strangers(place: Path, driver: str, made: Database) -> list[Path]:
     """Put the directories of snapshots aside that nobody names, and never give away their numbers again."""
     root = place / driver
-    held = {SnapshotId(int(path.name)) for path in root.iterdir() if path.name.isdecimal()} if root.is_dir() else set()
+    held = ids_of(os.listdir(root)) if root.is_dir() else set[SnapshotId]()
     with made.write() as connection:
         known = snapshots.ids(connection)
         snapshots.pass_over(connection, max((*held, *known), default=SnapshotId(0)))
@@ -152,4 +153,4 @@ def _strangers(place: Path, driver: str, made: Database) -> list[Path]:
 def _put_aside(place: Path, path: Path) -> Path:
     lost = place / LOST
     lost.mkdir(mode=0o700, exist_ok=True)
-    return aside(path, lost, f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name)
+    return aside(path, lost, path.name if id_of(path.name) is None else f"{path.parent.name}-{path.name}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import cast
 
-from layerfs.contract import SnapshotId
+from layerfs.contract import SnapshotId, id_of
 from layerfs.errors import os_error
 from layerfs.metadata import seals
 from layerfs.metadata.seals import Seal
@@ -63,7 +63,7 @@ class Book:
         """Delete the inventories of snapshots that are gone."""
         with suppress(FileNotFoundError):
             for name in os.listdir(self._root):
-                if not name.isdecimal() or int(name) not in kept:
+                if id_of(name) not in kept:
                     (self._root / name).unlink(missing_ok=True)
 
     @contextmanager

@@ -223,6 +223,16 @@ def test_without_project_quotas_the_hint_says_what_to_do(ext4: Path, driver: Mod
     assert list(opened.ids()) == []
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("driver", [copy, overlay2])
+def test_the_record_of_the_projects_is_no_stranger(ext4: Path, driver: ModuleType, tmp_path: Path) -> None:
+    """It is where the file system limits projects; a repair would move it away, and the limits would be lost."""
+    root = ext4 / tmp_path.name
+    opened = driver.open_driver(root, {})
+    (root / "projects").write_text("16777216\n", encoding="ascii")
+    assert list(opened.strangers()) == []
+
+
 def _limits(mount: Path, project: int) -> Quota:
     """Ask the kernel."""
     with opened(os.open(mount, os.O_RDONLY)) as directory:

@@ -241,7 +241,8 @@ def stranger(scene: Scene) -> None:
 
 @hurt("A foreign directory lies in the driver's", ProblemKind.FOREIGN)
 def stranger_within(scene: Scene) -> None:
-    (scene.store.path / scene.store.driver.name / "backup").mkdir()
+    for name in ("backup", "007", "\N{ARABIC-INDIC DIGIT THREE}", str((1 << 63) - 1), "9" * 30):
+        (scene.store.path / scene.store.driver.name / name).mkdir()
 
 
 @hurt("A file that is no blob lies among the blobs", ProblemKind.FOREIGN)

@@ -32,6 +32,7 @@ from layerfs.contract import (
     Traits,
     Usage,
     WritePolicy,
+    ids_of,
 )
 from layerfs.errors import AlreadyExists, Busy, NotFound, Unsupported
 from layerfs.kernel import mounting, syscalls
@@ -186,8 +187,7 @@ class ZfsDriver:
             names = questions.children(self._zfs, self._place)
         except NotFound:  # nothing was ever made
             return []
-        found = (name.rpartition("/")[2] for name in names)
-        return [SnapshotId(int(name)) for name in found if name.isdecimal()]
+        return ids_of(name.rpartition("/")[2] for name in names)
 
     def check(self, snapshots: Sequence[Snapshot]) -> Iterator[Damage]:
         """Tell which layers somebody took the ZFS snapshot from (`layerfs.contract.Checkable`)."""
