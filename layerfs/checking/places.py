@@ -123,11 +123,8 @@ class Places:
 
         A name alone will not do: another store may have the same.
         """
-        home = mountinfo.holding(self._root) if self._root.is_dir() else None
-        if home is None:
-            return None, ""
-        within = os.path.relpath(os.path.realpath(self._root), home.path)
-        return home.device, os.path.normpath(os.path.join(home.root, within)).rstrip("/") + "/"
+        origin = mountinfo.origin(self._root) if self._root.is_dir() else None
+        return (origin[0], os.path.join(origin[1], "")) if origin else (None, "")
 
 
 def is_dead(point: MountPoint) -> bool:

@@ -182,6 +182,19 @@ def showing(device: tuple[int, int], root: str) -> tuple[MountPoint, ...]:
     return tuple(parse_line(line) for line in lines() if line.split(b" ", 4)[2:4] == wanted)
 
 
+def origin(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Return the device of a path, and where it is in that file system: as a bind mount of it is listed.
+
+    The device of stat(2) will not do: btrfs gives every subvolume one of its own. Return None for a mount out of this
+    process's sight; raise ``OSError`` where there is nothing at the path.
+    """
+    home = holding(path)
+    if home is None:
+        return None
+    inside = os.path.relpath(os.path.realpath(path), home.path)
+    return home.device, os.path.normpath(os.path.join(home.root, inside))
+
+
 def holding(path: Path) -> MountPoint | None:
     """Return the mount that the directory or file at ``path`` is on; None for a mount out of this process's sight."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

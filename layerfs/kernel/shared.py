@@ -113,20 +113,15 @@ def _same(seen: str, given: str) -> bool:
 
 
 def _bind_users(mount: Mount) -> list[MountPoint]:
-    """Find the bind mounts of a directory by the device and directory that mountinfo gives for it.
-
-    The device of stat(2) will not do: btrfs gives every subvolume one of its own.
-    """
+    """Find the bind mounts of a directory by the device and directory that mountinfo gives for it."""
     try:
-        home = mountinfo.holding(Path(mount.source))
+        shown = mountinfo.origin(Path(mount.source))
     except FileNotFoundError:
         return []
-    if home is None:
+    if shown is None:
         return []
     source = _real(mount.source)
-    inside = os.path.relpath(source, home.path)
-    root = os.path.normpath(os.path.join(home.root, inside))
-    return [point for point in mountinfo.showing(home.device, root) if os.fspath(point.path) != source]
+    return [point for point in mountinfo.showing(*shown) if os.fspath(point.path) != source]
 
 
 def _real(path: str) -> str:

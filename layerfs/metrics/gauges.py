@@ -9,6 +9,7 @@ from pathlib import Path
 
 from layerfs.accounting import Accounts, StoreUsage
 from layerfs.contract import DirectAccess, Kind, Snapshot
+from layerfs.errors import os_error
 from layerfs.kernel import mountinfo
 from layerfs.kernel.mountinfo import MountPoint
 from layerfs.metadata import clones, images, seals, snapshots
@@ -46,7 +47,10 @@ def _space(usage: StoreUsage) -> Iterator[Family]:
 
 
 def _room(place: Path) -> Iterator[Family]:
-    status = os.statvfs(place)
+    try:
+        status = os.statvfs(place)
+    except OSError as error:
+        raise os_error(f"look how full the file system of {place} is", error) from error
     yield _gauge(
         "filesystem_size_bytes",
         "Size of the file system that holds the snapshots.",
@@ -114,20 +118,15 @@ def mounts(parts: Parts) -> Iterator[MountPoint]:
     """Yield the mounts that show snapshots of a store, without those that it makes for itself."""
     place = os.path.realpath(parts.path)
     sources = _sources(parts)
-    holder = mountinfo.holding(parts.path / parts.driver.name)
-    below = "" if holder is None else _inside(holder, Path(place, parts.driver.name))
+    device, root = mountinfo.origin(parts.path / parts.driver.name) or (None, "")
+    below = os.path.join(root, "")
     for point in mountinfo.mount_points():
         if point.path.is_relative_to(place):
             continue
         shown = (point.upper, *point.lowers, point.source)
-        bound = holder is not None and point.device == holder.device and point.root.startswith(f"{below}/")
+        bound = point.device == device and point.root.startswith(below)
         if bound or point.source in sources or any(one.startswith(f"{place}/") for one in shown):
             yield point
-
-
-def _inside(holder: MountPoint, place: Path) -> str:
-    """Return a directory's path inside its file system, as mountinfo would tell it."""
-    return os.path.normpath(os.path.join(holder.root, os.path.relpath(place, holder.path)))
 
 
 def _sources(parts: Parts) -> set[str]:

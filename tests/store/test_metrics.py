@@ -74,6 +74,26 @@ def test_mounts_are_counted_where_they_are(store: Store) -> None:
 
 
 @pytest.mark.root
+def test_mounts_are_counted_of_a_store_on_a_volume(fresh_dir: Path, tmp_path: Path) -> None:
+    """A bind mount of a subvolume shows a directory right below the root of the volume."""
+    with layerfs.open(fresh_dir / "store", loop=layerfs.LoopVolume(256 << 20, "btrfs")) as store:
+        try:
+            store.import_image(write_layout(tmp_path / "image", [BASE], name="test:1"))
+            with store.clone("test:1", "web").mounted():
+                assert read(openmetrics.render(store.metrics()))["layerfs_mounts", ()] == 1
+        finally:
+            assert store.detach()
+
+
+@pytest.mark.root
+def test_a_store_whose_directory_is_gone_is_an_error_that_a_service_outlives(fresh_dir: Path) -> None:
+    with layerfs.open(fresh_dir / "store", driver="copy") as store:
+        (store.path / "copy").rmdir()
+        with pytest.raises(layerfs.NotFound, match="how full"):
+            store.metrics()
+
+
+@pytest.mark.root
 def test_the_last_check_is_told(fresh_dir: Path, tmp_path: Path) -> None:
     with layerfs.open(fresh_dir / "store", driver="copy", clock=lambda: 1_800_000_000_500_000_000) as store:
         store.import_image(write_layout(tmp_path / "image", [BASE], name="test:1"))
