@@ -157,14 +157,14 @@ class Accounts:
 
     def _layers(self, book: _Book) -> Iterator[DiskUsage]:
         users: dict[str, dict[str, None]] = {}
-        blobs: dict[str, str] = {}
+        owners: dict[str, str] = {}
         for name, _, layers in book.images:
             for layer in layers:
                 users.setdefault(layer.chain_id, {})[name] = None
-                if layer.blob not in blobs.values():  # a layer that comes twice has its blob once
-                    blobs[layer.chain_id] = layer.blob
+                owners.setdefault(layer.blob, layer.chain_id)  # a layer that comes twice has its blob once
+        blobs = {chain: blob for blob, chain in owners.items()}
         for chain, names in users.items():
-            pieces = [piece for piece in (chain, blobs.get(chain, "")) if piece]
+            pieces = [chain, blobs[chain]] if chain in blobs else [chain]
             sharers = Counter(dict.fromkeys(pieces, len(names)))
             yield DiskUsage(ItemKind.LAYER, chain, *self._split(pieces, sharers), tuple(names))
 
