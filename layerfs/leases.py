@@ -31,7 +31,6 @@ LONGEST = timedelta(days=3650)
 """The most time that a lease may have."""
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ class Lease(Passing):
 def _ending(lease: str, created: int, ttl: timedelta, at: Now) -> LeaseRow:
     if not timedelta(0) < ttl <= LONGEST:
         raise InvalidArgument(f"a lease cannot last {ttl}", hint=f"more than nothing, and {LONGEST.days} days at most")
-    length = ttl // _MICROSECOND * 1000
+    length = clock.nanoseconds(ttl)
     return LeaseRow(lease, created, at.wall + length, at.boot, at.uptime + length)
 
 

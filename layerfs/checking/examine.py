@@ -9,10 +9,8 @@ from layerfs.checking.deep import DeepCheck
 from layerfs.checking.fast import Check
 from layerfs.checking.problem import Problem
 from layerfs.events import Listener, ignore
+from layerfs.kernel.clock import nanoseconds
 from layerfs.parts import Parts
-
-_NANO = 1000
-"""Nanoseconds of a microsecond."""
 
 
 def examine(
@@ -28,5 +26,5 @@ def examine(
     found = Check(parts).run(deep=deep)
     if not deep:
         return found
-    since = clock() - older_than // timedelta(microseconds=1) * _NANO if older_than else None
+    since = clock() - nanoseconds(older_than) if older_than else None
     return (*found, *DeepCheck(parts, clock, since=since, jobs=jobs, listener=listener).run())

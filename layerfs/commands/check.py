@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 
 import click
@@ -10,18 +9,9 @@ import click
 from layerfs.commands.frame.problems import problem_document, problem_lines
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.session import Json, Session
+from layerfs.commands.frame.spans import span
 from layerfs.commands.frame.verb import verb
 from layerfs.errors import Corrupt
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def _age(text: str) -> timedelta:
-    """Read a span of time as the type of an option."""
-    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is no span of time such as 12h, 7d or 2w.")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 @verb(
@@ -35,7 +25,7 @@ def _age(text: str) -> timedelta:
 @click.option("--deep", is_flag=True, help="Read everything, and compare it with digests.")
 @click.option(
     "--older-than",
-    type=_age,
+    type=span,
     metavar="SPAN",
     help="With --deep: leave out snapshots that were found whole since then (12h, 7d, 2w).",
 )

@@ -10,14 +10,13 @@ import click
 
 from layerfs.checking.rebuild import reason, rebuild
 from layerfs.checking.repair import Outcome, Remedy
+from layerfs.commands.frame.failure import PARTLY_DONE
 from layerfs.commands.frame.problems import problem_block, problem_document
 from layerfs.commands.frame.progress import progress
 from layerfs.commands.frame.registry import plain_option
 from layerfs.commands.frame.session import Json, Session
 from layerfs.commands.frame.verb import verb
 from layerfs.registry.options import Options
-
-_PARTLY = 9
 
 
 @verb("repair", examples=["layerfs repair", "layerfs repair --force", "layerfs repair --force --from debian.tar"])
@@ -50,7 +49,7 @@ def command(
         words = "make a new database of its record and the blobs"
         session.show({"done": False, "database": lost, "remedies": []}, f"store: {lost}\n  planned: {words}")
         session.say("do it with `layerfs repair --force`")
-        return _PARTLY
+        return PARTLY_DONE
     if lost:
         _rebuild(session, lost)
     with session.opened() as store, progress(session) as listener:
@@ -58,7 +57,7 @@ def command(
     document: dict[str, Json] = {"done": force, "remedies": [_document(remedy) for remedy in remedies]}
     session.show(document, "\n".join(_lines(remedies)))
     session.say(_summary(remedies, done=force))
-    return _PARTLY if any(remedy.outcome is not Outcome.MENDED for remedy in remedies) else 0
+    return PARTLY_DONE if any(remedy.outcome is not Outcome.MENDED for remedy in remedies) else 0
 
 
 def _rebuild(session: Session, lost: str) -> None:

@@ -1,9 +1,17 @@
-"""Time that nobody can set: which boot this is, and how long ago it was."""
+"""Time that nobody can set: which boot this is, and how long ago it was; and spans in the unit of all our clocks."""
 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def nanoseconds(span: timedelta) -> int:
+    """Return a span of time in nanoseconds, exactly."""
+    return span // _MICROSECOND * 1000
 
 
 def boot_id() -> str:

@@ -10,11 +10,12 @@ import fcntl
 import os
 import struct
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from layerfs.kernel.descriptors import opened
+
 _SYSFS = Path("/sys/fs/btrfs")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FS_INFO = 0x8400941F
 """``BTRFS_IOC_FS_INFO``: 1,024 bytes, of which bytes 16 to 31 are the file system's id."""
 _QUOTA_CTL = 0xC0109428
@@ -46,7 +47,7 @@ def enable(path: Path) -> None:
     """Turn quotas on for the whole file system of ``path``; on already is no error. Raise ``OSError`` (EPERM)."""
     if (_SYSFS / str(_file_system_id(path)) / "qgroups").exists():
         return
-    with _opened(path) as directory:
+    with opened(os.open(path, _DIRECTORY)) as directory:
         fcntl.ioctl(directory, _QUOTA_CTL, struct.pack("=QQ", _ENABLE, 0))
 
 
@@ -56,7 +57,7 @@ def limit(path: Path, subvolume_id: int, size: int | None) -> None:
     ENOTCONN: quotas are off; ENOENT: there is no such qgroup; EPERM: not root.
     """
     values = (subvolume_id, _MAX_EXCLUSIVE, 0, _NONE if size is None else size, 0, 0)
-    with _opened(path) as directory:
+    with opened(os.open(path, _DIRECTORY)) as directory:
         fcntl.ioctl(directory, _QGROUP_LIMIT, struct.pack("=6Q", *values))
 
 
@@ -66,19 +67,10 @@ def remove(path: Path, subvolume_id: int) -> None:
     ENOTCONN: quotas are off; ENOENT: there is none; EBUSY: the subvolume is still being cleaned up, after which Linux
     6.11 and later delete the qgroup themselves; EPERM: not root.
     """
-    with _opened(path) as directory:
+    with opened(os.open(path, _DIRECTORY)) as directory:
         fcntl.ioctl(directory, _QGROUP_CREATE, struct.pack("=QQ", 0, subvolume_id))
 
 
 def _file_system_id(path: Path) -> uuid.UUID:
-    with _opened(path) as directory:
+    with opened(os.open(path, _DIRECTORY)) as directory:
         return uuid.UUID(bytes=fcntl.ioctl(directory, _FS_INFO, bytes(1024))[16:32])
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from layerfs.command import cli
 from layerfs.commands import BUILTINS
 from layerfs.commands.frame.bash import join_colons
 from layerfs.commands.frame.failure import describe
+from layerfs.commands.frame.spans import span
 from layerfs.commands.frame.text import printable, table
 from layerfs.commands.frame.units import parse_size, size
 from layerfs.errors import Busy, LayerfsError, NotFound
@@ -337,6 +339,19 @@ def test_sizes_are_read(text: str, count: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("5m", 300), ("1.5h", 5400), ("7d", 604800), ("2w", 1209600)]
+)
+def test_spans_are_read(text: str, seconds: int) -> None:
+    assert span(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0d", "-1h", "1y", "1 h", "9" * 30 + "w"])
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        span(text)
 
 
 @pytest.mark.parametrize(

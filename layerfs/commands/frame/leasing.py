@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from layerfs.commands.frame.session import Json
-from layerfs.commands.frame.units import parse_time
+from layerfs.commands.frame.spans import span
 
 if TYPE_CHECKING:
     from layerfs.leases import Lease
@@ -18,17 +17,10 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
 
-def _ttl(text: str) -> timedelta:
-    try:
-        return timedelta(seconds=parse_time(text))
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(f"{error}.") from error
-
-
 def ttl_option() -> Decorator:
     """Declare ``--ttl``, a ``timedelta``; a day by default, as with other tools."""
     return click.option(
-        "--ttl", type=_ttl, default="24h", show_default=True, metavar="TIME", help="How long it lasts: 30m, 24h, 7d."
+        "--ttl", type=span, default="24h", show_default=True, metavar="TIME", help="How long it lasts: 30m, 24h, 7d."
     )
 
 

@@ -8,8 +8,8 @@ from datetime import datetime
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _STEP = 1024
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
-_TIME = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _THREE_FIGURES = 99.95
 """From here on a size is shown without a decimal."""
 
@@ -37,10 +37,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str) -> float:
-    """Read "90", "90s", "5m", "1.5h" or "7d" as seconds. Raise ``ValueError`` otherwise, and for no time at all."""
+    """Read "90", "90s", "5m", "1.5h" or "2w" as seconds; raise ``ValueError`` otherwise and for no time at all."""
     found = _TIME.fullmatch(text.strip())
     if not found or not float(found[1]):
-        raise ValueError(f"{text!r} is no time: give 90s, 5m, 1.5h or 7d")
+        raise ValueError(f"{text!r} is no time: give 90s, 5m, 1.5h, 7d or 2w")
     return float(found[1]) * _SECONDS[found[2]]
 
 
