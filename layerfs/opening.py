@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs import drivers, locks, privilege, volume
@@ -68,43 +69,21 @@ def open_store(
     Raise `InvalidArgument` for a map that has no root, `NotFound` for no store, `FailedPrecondition` for a directory
     with other things in it, for another driver or id map than the store's, and for a store of a newer layerfs.
     """
-    place = Path(path) if path is not None else default_path()
-    place = Path(os.path.abspath(place))
-    if id_map is not None:
-        _check_id_map(id_map)
-    if _is_store(place):
-        _check_private(place)
-    else:
-        _check_not_lost(place, "gone")
-        if not create:
-            raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
-        _make_directory(place)
+    place = Path(os.path.abspath(path if path is not None else default_path()))
+    wishes = _Wishes(driver, options or {}, loop, id_map)
+    _enter(place, create=create)
     with ExitStack() as undo:
         database = Database(place / _DATABASE)
         undo.callback(database.close)
         lock_file = place / _LOCK
         with locks.locked(lock_file, locks.named("open"), exclusive=True, what=f"the opening of {place}"):
-            with database.read() as connection:
-                own = settings.get(connection, "driver")
-            if own is None:
-                _check_not_lost(place, "empty")
-                own = _initialize(place, database, driver, options or {}, loop, id_map, clock)
-            elif loop is not None:
-                raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
+            own = _own_driver(place, database, wishes, clock)
             _attach_volume(place, database, own)
-        if driver not in {AUTO, own}:
-            raise FailedPrecondition(
-                f"{place} is a store of the driver {own!r}, not {driver!r}",
-                hint="leave the driver out, or use another store",
-            )
         with database.read() as connection:
             remembered = settings.below(connection, "option.")
             own_map = _read_id_map(connection)
-        if id_map not in {None, own_map}:
-            raise FailedPrecondition(
-                f"{place} is a store with another id map", hint="leave the map out, or make another store"
-            )
-        opened = drivers.open_driver(own, place / own, {**remembered, **(options or {})})
+        wishes.check(place, own, own_map)
+        opened = drivers.open_driver(own, place / own, {**remembered, **wishes.options})
         undo.callback(opened.close)
         snapshotter = Snapshotter(opened, database, lock_file, clock=clock)
         blobs = BlobStore(place / _BLOBS)
@@ -112,6 +91,35 @@ def open_store(
         undo.pop_all()
     database.reserve.keep()
     return store
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What a store is to be, as for `open_store`: a new one becomes that, one that is there must be that."""
+
+    driver: str
+    options: Mapping[str, str]
+    loop: volume.LoopVolume | None
+    id_map: IdMap | None
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidArgument` for a map that no store can have."""
+        if self.id_map is not None:
+            from layerfs.layer.owners import Owners  # noqa: PLC0415  few stores have a map
+
+            Owners(self.id_map)
+
+    def check(self, place: Path, driver: str, id_map: IdMap | None) -> None:
+        """Raise `FailedPrecondition` for a store of another driver or id map."""
+        if self.driver not in {AUTO, driver}:
+            raise FailedPrecondition(
+                f"{place} is a store of the driver {driver!r}, not {self.driver!r}",
+                hint="leave the driver out, or use another store",
+            )
+        if self.id_map not in {None, id_map}:
+            raise FailedPrecondition(
+                f"{place} is a store with another id map", hint="leave the map out, or make another store"
+            )
 
 
 def needs_namespace(path: Path, driver: str = AUTO) -> bool:
@@ -130,6 +138,17 @@ def needs_namespace(path: Path, driver: str = AUTO) -> bool:
         return True
     there = next(place for place in (path, *path.parents) if place.is_dir())
     return not drivers.works_unprivileged(driver, there)
+
+
+def _enter(place: Path, *, create: bool) -> None:
+    """See that a store may be opened in a directory, or make the directory for a new one if that is allowed."""
+    if _is_store(place):
+        _check_private(place)
+        return
+    _check_not_lost(place, "gone")
+    if not create:
+        raise NotFound(f"{place} is no layerfs store", hint="make one: layerfs store create")
+    _make_directory(place)
 
 
 def _is_store(place: Path) -> bool:
@@ -186,16 +205,21 @@ def _check_owner(place: Path, status: os.stat_result) -> None:
         )
 
 
-def _initialize(
-    place: Path,
-    database: Database,
-    driver: str,
-    options: Mapping[str, str],
-    loop: volume.LoopVolume | None,
-    id_map: IdMap | None,
-    clock: Callable[[], int],
-) -> str:
+def _own_driver(place: Path, database: Database, wishes: _Wishes, clock: Callable[[], int]) -> str:
+    """Return the driver of a store, which is decided here for a new one."""
+    with database.read() as connection:
+        own = settings.get(connection, "driver")
+    if own is None:
+        _check_not_lost(place, "empty")
+        return _initialize(place, database, wishes, clock)
+    if wishes.loop is not None:
+        raise FailedPrecondition(f"{place} is a store already", hint="a loop volume is for a new one")
+    return own
+
+
+def _initialize(place: Path, database: Database, wishes: _Wishes, clock: Callable[[], int]) -> str:
     """Decide a new store's driver, write it down, and return it; leave no store on failure."""
+    driver, options, loop = wishes.driver, wishes.options, wishes.loop
     try:
         if loop is not None:
             driver = loop.driver(driver)
@@ -218,19 +242,13 @@ def _initialize(
                 settings.put(connection, f"option.{key}", value)
             if loop is not None and not loop.is_pool:
                 settings.put(connection, _VOLUME, loop.file_system)
-            if id_map is not None:
-                _write_id_map(connection, id_map)
+            if wishes.id_map is not None:
+                _write_id_map(connection, wishes.id_map)
     except BaseException:
         database.close()
         _unmake(place, driver)
         raise
     return driver
-
-
-def _check_id_map(id_map: IdMap) -> None:
-    from layerfs.layer.owners import Owners  # noqa: PLC0415  few stores have a map
-
-    Owners(id_map)
 
 
 def _write_id_map(connection: sqlite3.Connection, id_map: IdMap) -> None:
