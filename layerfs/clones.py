@@ -8,7 +8,6 @@ is.
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from layerfs.layer.compression import Compression
 from layerfs.metadata import clones, images, snapshots
 from layerfs.metadata.clones import CloneRow
 from layerfs.metadata.snapshots import moment
+from layerfs.names import check_name, is_name, made_up
 from layerfs.parts import Parts
 
 if TYPE_CHECKING:  # and imported by the methods that use them: a third of the time that a small command takes
@@ -38,8 +38,6 @@ if TYPE_CHECKING:  # and imported by the methods that use them: a third of the t
 
 PREFIX = "clone/"
 """Starts the keys of clones and the names of their snapshots."""
-
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Clones:
 
     def prepare(self, name: str, image: str, parent: str, quota: Quota = NO_QUOTA) -> Clone:
         """Make a clone on any committed snapshot."""
-        check_label(name, "a clone's name")
+        check_name(name, "a clone's name")
         row = CloneRow(name, image, self.clock())
         try:
             self.parts.snapshotter.prepare(
@@ -208,7 +206,7 @@ class Clone(Passing):
 
     def _keep_as(self, label: str) -> str:
         """Keep its present state; the caller is inside `writing` for it."""
-        check_label(label, "a snapshot's label")
+        check_name(label, "a snapshot's label")
         try:
             self._parts.snapshotter.checkpoint(f"{self.key}@{label}", self.key)
         except AlreadyExists as error:
@@ -236,7 +234,7 @@ class Clone(Passing):
         That state is kept as the snapshot "fork-NAME" of this one. Raise `AlreadyExists` for the name of a clone.
         """
         name = name or made_up(self.name)
-        check_label(name, "a clone's name")
+        check_name(name, "a clone's name")
         # Held over both steps, lest somebody removes this one with the snapshot on which the other is to stand.
         with self._parts.working(), self._parts.writing(self.key, self._what):
             self._clones.check_free(name)
@@ -393,7 +391,7 @@ class Clone(Passing):
 def name_of(key: str) -> str | None:
     """Return the name of the clone that an active snapshot of this key is; None for any other key or name."""
     name = key.removeprefix(PREFIX)
-    return name if key.startswith(PREFIX) and _NAME.fullmatch(name) else None
+    return name if key.startswith(PREFIX) and is_name(name) else None
 
 
 def forget(connection: sqlite3.Connection, name: str) -> list[str]:
@@ -439,18 +437,3 @@ def _removed(parts: Parts, name: str) -> bool:
     except NotFound:
         pass
     return True
-
-
-def check_label(label: str, what: str) -> None:
-    """Raise `InvalidArgument` for what cannot be a clone's name or a snapshot's label."""
-    if not _NAME.fullmatch(label):
-        raise InvalidArgument(
-            f"{label!r} cannot be {what}",
-            hint="use letters, digits, '_', '.' and '-', 128 at the most, a letter or digit first",
-        )
-
-
-def made_up(base: str) -> str:
-    """Return a new name that shows what it is based on: "debian:12" gives "debian-12-3f9a1c"."""
-    stem = re.sub(r"[^a-zA-Z0-9]+", "-", base.rpartition("/")[2]).strip("-") or "clone"
-    return f"{stem[:100]}-{os.urandom(3).hex()}"

@@ -10,7 +10,6 @@ sees either all of it or nothing. The model is containerd's ``core/leases``.
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -26,11 +25,10 @@ from layerfs.metadata import leases
 from layerfs.metadata.database import Database
 from layerfs.metadata.leases import Leased, LeaseRow
 from layerfs.metadata.snapshots import moment
+from layerfs.names import check_name
 
 LONGEST = timedelta(days=3650)
 """The most time that a lease may have."""
-
-_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,7 @@ class Leases:
         for an id in use. One that is over gives way.
         """
         lease = os.urandom(6).hex() if lease is None else lease
-        if not _ID.fullmatch(lease):
-            raise InvalidArgument(
-                f"{lease!r} cannot be a lease's id",
-                hint="use letters, digits, '_', '.' and '-', 128 at the most, a letter or digit first",
-            )
+        check_name(lease, "a lease's id")
         at = self._now()
         row = _ending(lease, at.wall, ttl, at)
         with self._database.write() as connection:
