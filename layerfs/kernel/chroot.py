@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from layerfs.contract import Mount
 from layerfs.errors import InvalidArgument, LayerfsError, NotFound, os_error
-from layerfs.kernel import mounting, syscalls, userns
+from layerfs.kernel import mounting, syscalls, temporary, userns
 from layerfs.kernel.children import end_with, exit_status, fork, raise_reported, report
 from layerfs.kernel.relay import FROM_TERMINAL, RELAYED, signals_left_to_child
 from layerfs.kernel.rootfs import HostTrees, furnished
@@ -41,12 +40,12 @@ def run_chroot(root: Path | Sequence[Mount], argv: Sequence[str], env: Mapping[s
     if not argv:
         raise InvalidArgument("no command to run")
     mounts = [Mount("rbind", str(root), ("rbind",))] if isinstance(root, Path) else list(root)
-    place = Path(tempfile.mkdtemp(prefix="layerfs-root-"))
+    place = temporary.directory("layerfs-root-")
     try:
         with _terminal_kept():
             return _run(mounts, place, argv, env)
     finally:
-        place.rmdir()
+        temporary.remove(place)
 
 
 def _run(mounts: Sequence[Mount], place: Path, argv: Sequence[str], env: Mapping[str, str]) -> int:

@@ -25,7 +25,7 @@ from layerfs.errors import (
     Unsupported,
     os_error,
 )
-from layerfs.kernel import mounters, overlay, shared, syscalls
+from layerfs.kernel import mounters, overlay, shared, syscalls, temporary
 from layerfs.kernel.descriptors import opened
 from layerfs.kernel.holders import busy_hint
 from layerfs.kernel.interrupts import uninterrupted
@@ -290,12 +290,6 @@ def _is_served(where: str) -> bool:
     return any(point.type.startswith("fuse") for point in at(Path(where)))
 
 
-def _temporary() -> Path:
-    import tempfile  # noqa: PLC0415  4 ms with what it brings, which those who name a place need not pay
-
-    return Path(tempfile.mkdtemp(prefix="layerfs-"))
-
-
 @contextmanager
 def mounted(mounts: Sequence[Mount], target: Path | None = None, *, way: Way | None = None) -> Iterator[Path]:
     """Mount for the time of the block, at ``target`` or in a fresh directory of mode 0700, and yield the place.
@@ -305,7 +299,7 @@ def mounted(mounts: Sequence[Mount], target: Path | None = None, *, way: Way | N
     that it ends with that process, and `Busy` is raised (or noted on the exception that ended the block).
     """
     fresh = target is None
-    place = _temporary() if target is None else target
+    place = temporary.directory("layerfs-") if target is None else target
     before = {point.id for point in at(place)}
     try:
         try:
@@ -322,7 +316,7 @@ def mounted(mounts: Sequence[Mount], target: Path | None = None, *, way: Way | N
     finally:
         _take_away(mounts, place, before)  # for a Ctrl-C right between the lines above; else there is nothing left
         if fresh:
-            place.rmdir()
+            temporary.remove(place)
 
 
 def _take_away(mounts: Sequence[Mount], place: Path, before: set[int]) -> Busy | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from layerfs.clones import Clone
 from layerfs.errors import AlreadyExists, os_error
+from layerfs.kernel import temporary
 from layerfs.kernel.descriptors import opened
 from layerfs.runtime.container import Container
 from layerfs.runtime.host import host_facts
@@ -71,7 +71,7 @@ def write_bundle(store: Store, clone: Clone, directory: Path, wanted: Container)
 @contextmanager
 def bundled(store: Store, clone: Clone, wanted: Container, name: str) -> Iterator[Bundle]:
     """Give a bundle of a clone in a private directory while the block runs; errors as for `write_bundle`."""
-    bundle = Bundle(Path(tempfile.mkdtemp(prefix="layerfs-run-")), name)
+    bundle = Bundle(temporary.directory("layerfs-run-"), name)
     try:
         bundle.path.chmod(0o711)  # root of the container passes through, who may be another here
         bundle.root.mkdir(mode=0o755)

@@ -46,7 +46,11 @@ class Matrix:
             if fault.at >= len(calls.calls):
                 break
             self._prepare(operation)
-            outcome = interception.run(lambda: self._act(operation), fault)
+            try:
+                outcome = interception.run(lambda: self._act(operation), fault)
+            except (AssertionError, TimeoutError):  # it raised what is none of ours, or did not end
+                row.failures.append(_told(operation, self._scene.driver, fault, Outcome()))
+                break
             if outcome.hit is None:  # threads make the number of calls vary a little
                 continue
             row.faults += 1
@@ -127,7 +131,7 @@ def _difference(found: State, before: State, after: State) -> str:
 
 def _told(operation: Operation, driver: str, fault: Fault, outcome: Outcome) -> str:
     said = f"it said {outcome.error!r} ({outcome.error.hint})\n{outcome.trace}" if outcome.error else "it said nothing"
-    hit = f"{operation.name} on {driver}: {fault} hit {outcome.hit} after {outcome.calls[-6:-1]}"
+    hit = f"{operation.name} on {driver}: {fault} hit {outcome.hit or 'a call'} after {outcome.calls[-6:-1]}"
     return f"{hit}; {said}\n{traceback.format_exc()}"
 
 

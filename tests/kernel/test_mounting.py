@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from layerfs.errors import (
     FailedPrecondition,
     InvalidArgument,
     LayerfsError,
+    NoSpace,
     NotFound,
     OperationFailed,
     PermissionDenied,
@@ -473,3 +475,13 @@ def test_a_file_system_becomes_read_only_when_nobody_writes(fresh_dir: Path) -> 
                 with pytest.raises(OSError, match="Read-only"):
                     (path / "new").touch()
         assert os.statvfs(place).f_flag & os.ST_NOSUID
+
+
+def test_no_room_for_the_place_of_a_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's directory for temporary files is full, not the store's disk."""
+    full = tmp_path / "full"
+    full.mkdir()
+    with mounted([Mount("tmpfs", "tmpfs", ("size=4k", "nr_inodes=1"))], full):
+        monkeypatch.setattr(tempfile, "tempdir", str(full))
+        with pytest.raises(NoSpace, match="temporary directory"), mounted([Mount("tmpfs", "tmpfs", ())]):
+            pass
