@@ -247,9 +247,7 @@ class Database:
         try:
             self._migrate()
         except NoSpace:  # a full disk must not keep anybody from removing something
-            if not self.reserve.give_up():
-                raise
-            self._migrate()
+            self.reserve.give_up_for(self._migrate)
             self.reserve.take_back()  # what is left, for it is kept for removing
 
     def _migrate(self) -> None:

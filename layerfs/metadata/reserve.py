@@ -15,11 +15,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from stat import S_IMODE
 
+from layerfs.errors import NoSpace
 from layerfs.kernel import children, syscalls
 
 HINT = "remove something (`layerfs prune`, `layerfs rm`), or free space or inodes beside the store"
@@ -32,6 +35,8 @@ _BYTES = 1 << 20
 _INODES = 8
 _PLENTY = 16
 """How many times the reserve is free where nobody needs to look closer."""
+_MOMENT, _STEP = 0.5, 0.005
+"""Seconds that deleted files take at the most to be free on xfs, and those between two tries."""
 _PROBE = 64 << 10
 """Bytes of each file by which is seen whether there is room: more than the log's index."""
 
@@ -74,6 +79,24 @@ class Reserve:
                 (self._place / name).unlink(missing_ok=True)
                 found = self._given_up = True
         return found
+
+    def give_up_for(self, work: Callable[[], None]) -> None:
+        """Free what is kept and do ``work``, which had no room; raise `NoSpace` where it still has none.
+
+        xfs frees the inodes of deleted files some moments later, in a thread, and makes no file until then where it has
+        no others (Linux, fs/xfs/xfs_icache.c, "Deferred inode inactivation").
+        """
+        self.give_up()
+        until = time.monotonic() + (_MOMENT if _frees_later(self._place.parent) else 0)
+        while True:
+            try:
+                work()
+            except NoSpace:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_STEP)
+            else:
+                return
 
     def give_up_if_full(self) -> None:
         """Free what is kept where nothing else is free."""
@@ -156,6 +179,12 @@ def _has_plenty(directory: Path) -> bool:
     # A file system that makes inodes as they are needed, as btrfs does, counts none.
     few_inodes = found.f_files > 0 and found.f_favail < _PLENTY * _INODES
     return not few_inodes and found.f_bavail * found.f_frsize >= _PLENTY * _BYTES
+
+
+def _frees_later(directory: Path) -> bool:
+    with suppress(OSError):
+        return syscalls.file_system_magic(os.fsencode(directory)) == syscalls.XFS_MAGIC
+    return False
 
 
 def is_full(directory: Path) -> bool:

@@ -38,6 +38,7 @@ class Small:
 SMALL = {
     "tmpfs": Small("tmpfs", 40 << 20, (), "copy"),
     "ext4": Small("ext4", 48 << 20, ("-N", "1500"), "overlay2"),
+    "xfs": Small("xfs", 320 << 20, ("-i", "size=2048,maxpct=1"), "overlay2"),
     "btrfs": Small("btrfs", 256 << 20, (), "btrfs", ("bytes",)),
 }
 CASES = [(kind, what) for kind, small in SMALL.items() for what in small.limits]
