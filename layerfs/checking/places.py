@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from stat import S_IMODE
 
 from layerfs import locks
 from layerfs.checking.problem import Problem, ProblemKind
 from layerfs.checking.users import Users
-from layerfs.contract import SnapshotId, Tidy, ids_of
-from layerfs.kernel import mountinfo
+from layerfs.contract import DirectAccess, Kind, Snapshot, SnapshotId, Tidy, ids_of
+from layerfs.kernel import mountinfo, mounting
 from layerfs.kernel.mountinfo import MountPoint
 from layerfs.metadata import snapshots
 from layerfs.parts import TEMPORARY, Parts
@@ -22,6 +22,7 @@ OWN = ("meta.", "lock", "blobs", "seals", "volume", "reserve", "migrating", LOST
 """How the names in a store's directory begin, beside that of its driver."""
 _DELETED = "//deleted"
 """What mountinfo puts behind the root of a bind mount whose directory is gone."""
+_SHOWS_NOTHING = "this mount shows a snapshot that is gone"
 _OTHERS = 0o077
 _WRITE = 0o022
 STORE_MODE = 0o700
@@ -90,6 +91,9 @@ class Places:
             return held - snapshots.ids(connection)
 
     def _mounts(self) -> Iterator[Problem]:
+        if not isinstance(self._parts.driver, DirectAccess):
+            yield from self._mounts_of_devices()
+            return
         with self._parts.database.read() as connection:
             there = {row.id: row.name for row in (*snapshots.ready(connection), *snapshots.unfinished(connection))}
         for point in mountinfo.mount_points():
@@ -99,12 +103,17 @@ class Places:
             if is_dead(point):
                 message = "the process that served this mount has ended: every access fails"
             elif used - there.keys() or point.root.endswith(_DELETED):
-                message = "this mount shows a snapshot that is gone"
+                message = _SHOWS_NOTHING
             else:
                 continue
-            hint = f"umount {point.path}, or `layerfs repair --force`"
             hurts = {user for one in used & there.keys() for user in self._users.of_snapshot(there[one])}
-            yield Problem(os.fspath(point.path), message, hint, tuple(sorted(hurts)), ProblemKind.MOUNT)
+            yield _mount(point, message, hurts)
+
+    def _mounts_of_devices(self) -> Iterator[Problem]:
+        """Yield the mounts of devices and datasets that no row names; one that is gone cannot be mounted."""
+        for orphan in sorted(self._without_row()):
+            for point in mounting.users(self._parts.driver.mounts(Snapshot(orphan, Kind.ACTIVE))):
+                yield _mount(point, _SHOWS_NOTHING)
 
     def _ids(self, point: MountPoint) -> set[SnapshotId]:
         """Return the snapshots of this store that a mount shows, by the directories that its line names."""
@@ -125,6 +134,11 @@ class Places:
         """
         origin = mountinfo.origin(self._root) if self._root.is_dir() else None
         return (origin[0], os.path.join(origin[1], "")) if origin else (None, "")
+
+
+def _mount(point: MountPoint, message: str, hurts: Collection[str] = ()) -> Problem:
+    hint = f"umount {point.path}, or `layerfs repair --force`"
+    return Problem(os.fspath(point.path), message, hint, tuple(sorted(hurts)), ProblemKind.MOUNT)
 
 
 def is_dead(point: MountPoint) -> bool:

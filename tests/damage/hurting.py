@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import layerfs
-from layerfs.contract import DirectAccess
+from layerfs.contract import DirectAccess, Mount
+from layerfs.kernel import mounting
+from layerfs_backends.devicemapper import DeviceMapperDriver
+from tests.support import thin
 from tests.support.invariants import tree_digest
 
 
@@ -25,7 +28,11 @@ def directory(store: layerfs.Store, name: str) -> Path:
 
 @contextmanager
 def writable(store: layerfs.Store, name: str) -> Iterator[Path]:
-    """Give the directory of a committed snapshot for changes."""
+    """Give the directory of a committed snapshot for changes, or its file system."""
+    if isinstance(store.driver, DeviceMapperDriver):
+        with _thin_device(store.driver, store.snapshotter.snapshot(name).id) as root:
+            yield root
+        return
     path = directory(store, name)
     if store.driver.name != "btrfs":
         yield path
@@ -35,6 +42,19 @@ def writable(store: layerfs.Store, name: str) -> Iterator[Path]:
         yield path
     finally:
         _read_only(path, value="true")
+
+
+@contextmanager
+def _thin_device(driver: DeviceMapperDriver, number: int) -> Iterator[Path]:
+    """Mount a thin device that the kernel does not show, for it was committed."""
+    plan, name = driver._pool.plan, f"by-hand-{number}"
+    table = f"0 {plan.device_size >> 9} thin {thin.pool_number()} {number}"
+    subprocess.run(["dmsetup", "create", name, "--table", table], check=True)
+    try:
+        with mounting.mounted([Mount(plan.file_system, f"/dev/mapper/{name}", ("rw",))]) as root:
+            yield root
+    finally:
+        subprocess.run(["dmsetup", "remove", name], check=True)
 
 
 def _read_only(subvolume: Path, *, value: str) -> None:

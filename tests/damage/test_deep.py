@@ -62,7 +62,7 @@ def test_a_damaged_blob_is_named_with_its_image(store: layerfs.Store, image: lay
     assert (problem.kind, problem.name, problem.hurts) == (ProblemKind.BLOB, blob, ("test:1",))
 
 
-@pytest.mark.host  # in datasets and thin devices no hand reaches what is committed
+@pytest.mark.host("zfs")  # no hand reaches what a dataset holds (test_datasets.py)
 def test_changed_files_are_named(store: layerfs.Store, image: layerfs.Image, clone: layerfs.Clone) -> None:
     assert store.check(deep=True) == ()  # the snapshot of the clone is sealed now, if it was not
     mark = f"{clone.key}@before"

@@ -19,11 +19,15 @@ import layerfs
 from layerfs import ProblemKind, Store
 from layerfs.checking.repair import Outcome
 from tests.damage.hurting import directory, flip, sql, trees, writable
+from tests.support import thin
 
-pytestmark = [pytest.mark.root, pytest.mark.host]
+pytestmark = pytest.mark.root
 
 OVERLAYS = ("overlay2", "fuse")
 TREES = ("overlay2", "fuse", "btrfs", "copy")
+"""Which keep their snapshots as directories."""
+ALL = (*TREES, "devicemapper")
+"""For what concerns snapshots; blobs and most rows are the same for all drivers. Of zfs: test_datasets.py."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def hurt(
 # -- blobs -------------------------------------------------------------------------------------------------------------
 
 
-@hurt("A bit of a layer's blob is flipped", ProblemKind.BLOB, outcome=Outcome.LOST)
+@hurt("A bit of a layer's blob is flipped", ProblemKind.BLOB, outcome=Outcome.LOST, drivers=ALL)
 def flipped(scene: Scene) -> None:
     flip(scene.blob(0))
 
@@ -105,7 +109,7 @@ def replaced(scene: Scene) -> None:
 # -- files of layers ---------------------------------------------------------------------------------------------------
 
 
-@hurt("A bit of a file in a layer is flipped, its times as before", ProblemKind.CONTENT, file="/var/zeros")
+@hurt("A bit of a file in a layer is flipped, its times as before", ProblemKind.CONTENT, file="/var/zeros", drivers=ALL)
 def one_bit(scene: Scene) -> None:
     with writable(scene.store, scene.base) as root:
         flip(root / "var/zeros")
@@ -117,7 +121,7 @@ def changed(scene: Scene) -> None:
         (root / "etc/passwd").write_text("root::0:0\n")
 
 
-@hurt("A file of a layer is removed", ProblemKind.CONTENT, file="/bin/tool")
+@hurt("A file of a layer is removed", ProblemKind.CONTENT, file="/bin/tool", drivers=ALL)
 def file_removed(scene: Scene) -> None:
     with writable(scene.store, scene.base) as root:
         (root / "bin/tool").unlink()
@@ -142,7 +146,7 @@ def owner(scene: Scene) -> None:
         os.chown(root / "etc/passwd", 1000, 1000)
 
 
-@hurt("An extended attribute of a file in a layer is changed", ProblemKind.CONTENT, file="/bin/tool")
+@hurt("An extended attribute of a file in a layer is changed", ProblemKind.CONTENT, file="/bin/tool", drivers=ALL)
 def attribute(scene: Scene) -> None:
     with writable(scene.store, scene.base) as root:
         os.setxattr(root / "bin/tool", "user.note", b"lost")
@@ -156,7 +160,10 @@ def time(scene: Scene) -> None:
 
 
 @hurt(
-    "A hard link in a layer is broken, with the same content under both names", ProblemKind.CONTENT, file="/etc/passwd-"
+    "A hard link in a layer is broken, with the same content under both names",
+    ProblemKind.CONTENT,
+    file="/etc/passwd-",
+    drivers=ALL,
 )
 def link_broken(scene: Scene) -> None:
     with writable(scene.store, scene.base) as root:
@@ -195,6 +202,7 @@ def opaque(scene: Scene) -> None:
     "A file of a clone's snapshot is rewritten, which no blob has",
     ProblemKind.CONTENT,
     outcome=Outcome.LOST,
+    drivers=ALL,
     file="/own/file",
 )
 def own_file(scene: Scene) -> None:
@@ -205,14 +213,14 @@ def own_file(scene: Scene) -> None:
 # -- directories of snapshots ------------------------------------------------------------------------------------------
 
 
-@hurt("The directory of a layer is emptied", ProblemKind.CONTENT)
+@hurt("The directory of a layer is emptied", ProblemKind.CONTENT, drivers=ALL)
 def emptied(scene: Scene) -> None:
     with writable(scene.store, scene.base) as root:
         for path in root.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-@hurt("All of a layer is removed", ProblemKind.SNAPSHOT)
+@hurt("All of a layer is removed", ProblemKind.SNAPSHOT, drivers=ALL)
 def directory_gone(scene: Scene) -> None:
     scene.store.driver.remove(scene.store.snapshotter.snapshot(scene.top).id)
 
@@ -223,13 +231,18 @@ def directory_renamed(scene: Scene) -> None:
     place.rename(place.with_name("old-layer"))
 
 
-@hurt("All of a clone is removed, which nothing else has", ProblemKind.SNAPSHOT, outcome=Outcome.LOST)
+@hurt("The thin device of a layer is deleted from its pool", ProblemKind.SNAPSHOT, drivers=("devicemapper",))
+def thin_device_gone(scene: Scene) -> None:
+    thin.message(f"delete {scene.store.snapshotter.snapshot(scene.base).id}")
+
+
+@hurt("All of a clone is removed, which nothing else has", ProblemKind.SNAPSHOT, outcome=Outcome.LOST, drivers=ALL)
 def clone_gone(scene: Scene) -> None:
     other = scene.store.clone(scene.image.digest, "other")
     scene.store.driver.remove(scene.store.snapshotter.snapshot(other.key).id)
 
 
-@hurt("There are bytes of a snapshot that no row names", ProblemKind.ORPHAN)
+@hurt("There are bytes of a snapshot that no row names", ProblemKind.ORPHAN, drivers=ALL)
 def orphan(scene: Scene) -> None:
     scene.store.driver.create(layerfs.Snapshot(layerfs.SnapshotId(999), layerfs.Kind.ACTIVE))
 
@@ -266,7 +279,7 @@ def open_to_all(scene: Scene) -> None:
 @hurt(
     "A clone is mounted, and its rows went with a removal that was killed",
     ProblemKind.MOUNT,
-    drivers=("overlay2", "copy", "btrfs"),
+    drivers=("overlay2", "copy", "btrfs", "devicemapper"),
 )
 def dangling(scene: Scene) -> None:
     target = scene.tmp / "dangling"
@@ -316,7 +329,7 @@ def index_of_another(scene: Scene) -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-@hurt("The rows that say which layers an image has are deleted", ProblemKind.ROWS)
+@hurt("The rows that say which layers an image has are deleted", ProblemKind.ROWS, drivers=ALL)
 def layer_rows(scene: Scene) -> None:
     with sql(scene.store) as connection:
         connection.execute("DELETE FROM layers")
@@ -334,7 +347,7 @@ def tag_row(scene: Scene) -> None:
         connection.execute("DELETE FROM tags")
 
 
-@hurt("The row of an image is deleted, with all that refers to it", ProblemKind.ROWS)
+@hurt("The row of an image is deleted, with all that refers to it", ProblemKind.ROWS, drivers=ALL)
 def image_row(scene: Scene) -> None:
     with sql(scene.store) as connection:
         connection.execute("DELETE FROM tags")
@@ -343,7 +356,7 @@ def image_row(scene: Scene) -> None:
         connection.execute("DELETE FROM images")
 
 
-@hurt("The rows of all snapshots and of their labels are deleted", ProblemKind.ROWS)
+@hurt("The rows of all snapshots and of their labels are deleted", ProblemKind.ROWS, drivers=ALL)
 def snapshot_rows(scene: Scene) -> None:
     with sql(scene.store) as connection:
         connection.execute("DELETE FROM labels")

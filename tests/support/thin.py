@@ -31,6 +31,12 @@ def pool_device() -> str:
     return pool
 
 
+def pool_number() -> str:
+    """Return the numbers of its device, as tables name it."""
+    command = ["dmsetup", "info", "-c", "--noheadings", "--separator", ":", "-o", "major,minor", pool_device()]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def used_blocks() -> int:
     """Return how many data blocks our pool has given out, as its status tells."""
     said = subprocess.run(["dmsetup", "status", pool_device()], check=True, capture_output=True, text=True).stdout
