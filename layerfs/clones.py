@@ -210,7 +210,7 @@ class Clone(Passing):
         try:
             self._parts.snapshotter.checkpoint(f"{self.key}@{label}", self.key)
         except AlreadyExists as error:
-            raise AlreadyExists(f"{self._what} has a snapshot {label!r} already") from error
+            raise AlreadyExists(f"{self._what} has a snapshot {label!r} already", hint="use another label") from error
         return label
 
     def snapshots(self) -> tuple[str, ...]:

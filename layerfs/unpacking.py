@@ -304,7 +304,10 @@ class Unpacker:
                 hint="the image was damaged or altered: get it again",
             )
         if applied.digest != layer.blob.digest:
-            raise Corrupt(f"the blob {layer.blob.digest} has other bytes than its name says: {applied.digest}")
+            raise Corrupt(
+                f"the blob {layer.blob.digest} has other bytes than its name says: {applied.digest}",
+                hint="`layerfs repair --force` brings it again",
+            )
         self._seals[layer.chain] = Seal(applied.entries, applied.size, applied.diff_id)
         return applied
 

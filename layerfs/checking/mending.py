@@ -50,7 +50,9 @@ def _mend_clone(parts: Parts, key: str, name: str) -> None:
         }
         standing = [tops[name] for name in below if name in tops]
         if not standing:
-            raise NotFound(f"no image has the layers that {key!r} stands on")
+            raise NotFound(
+                f"no image has the layers that {key!r} stands on", hint="import its image again, then repair again"
+            )
         clones.insert(connection, CloneRow(name, max(standing)[1], row.created))
 
 
@@ -62,7 +64,10 @@ def _mend_layers(parts: Parts, digest: Digest) -> None:
             return  # it is the name of a layer
         layers = layers_of(parts.blobs, digest, row.media_type)
         if layers is None:
-            raise Corrupt(f"the manifest or the configuration of {digest} cannot be read")
+            raise Corrupt(
+                f"the manifest or the configuration of {digest} cannot be read",
+                hint="`layerfs repair --force --from SOURCE` brings it again from what was imported",
+            )
         images.set_layers(connection, digest, layers)
 
 

@@ -44,7 +44,9 @@ class Supply:
         if size is None:
             raise NotFound(f"no image needs the blob {digest} any more", hint="`layerfs prune --force` removes it")
         blob = Descriptor("", digest, size)
-        raised: LayerfsError = NotFound(f"nothing that was asked has the blob {digest}")
+        raised: LayerfsError = NotFound(
+            f"nothing that was asked has the blob {digest}", hint="name a file that holds its image: --from SOURCE"
+        )
         for opened in self._ways(blob, is_manifest=is_manifest):
             try:
                 with opened() as stream, self._parts.blobs.writer() as writer:
