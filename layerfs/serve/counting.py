@@ -63,6 +63,9 @@ class CallCounter:
             except LayerfsError as error:
                 status = error.grpc_code
                 raise
+            except GeneratorExit:  # the client wanted no more of a list
+                status = "CANCELLED"
+                raise
             finally:
                 with self._guard:
                     self._calls[name, status] += 1

@@ -144,6 +144,16 @@ def test_calls_are_counted() -> None:
     assert names == {"layerfs_serve_calls_total", "layerfs_serve_call_seconds_total"}
 
 
+def test_a_call_that_the_client_ends_is_no_failure_of_the_service() -> None:
+    counting = CallCounter()
+    methods = counting.counted({b"/containerd/List": lambda data, _: iter([data, data])})
+    answer = iter(methods[b"/containerd/List"](b"x", {}))
+    assert next(answer) == b"x"
+    del answer
+    values = read(openmetrics.render(counting.families()))
+    assert values["layerfs_serve_calls_total", (("method", "List"), ("status", "CANCELLED"))] == 1
+
+
 def test_a_file_is_kept_up_to_date(tmp_path: Path) -> None:
     written: list[int] = []
 
