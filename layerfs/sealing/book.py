@@ -11,6 +11,7 @@ the next check that reads contents.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, RawIOBase
@@ -27,6 +28,8 @@ from layerfs.sealing import inventory
 from layerfs.sealing.inventory import Inventory
 
 _SEALS = "seals"
+_NEW = re.compile(r"\.([0-9]{1,18})\.[0-9a-f]{16}")
+"""The name of an inventory in the making: the token of the process, and a number."""
 
 
 class Book:
@@ -60,10 +63,11 @@ class Book:
         return found if inventory.digest(found) == digest else None
 
     def forget(self, kept: set[SnapshotId]) -> None:
-        """Delete the inventories of snapshots that are gone."""
+        """Delete the inventories of snapshots that are gone, and what processes left that died over one."""
         with suppress(FileNotFoundError):
             for name in os.listdir(self._root):
-                if id_of(name) not in kept:
+                writer = _NEW.fullmatch(name)
+                if id_of(name) not in kept and not (writer and self._parts.snapshotter.is_alive(int(writer[1]))):
                     (self._root / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -80,7 +84,7 @@ class Book:
         from zstandard import ZstdCompressor  # noqa: PLC0415  as above
 
         data = ZstdCompressor().compress(b"".join(inventory.to_lines(found)))
-        new = self._root / f".{snapshot_id}.{os.urandom(8).hex()}"
+        new = self._root / f".{self._parts.snapshotter.owner}.{os.urandom(8).hex()}"
         try:
             self._root.mkdir(mode=0o700, exist_ok=True)
             new.write_bytes(data)

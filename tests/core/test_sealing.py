@@ -12,6 +12,20 @@ _HEADER = 18
 """The most bytes that the header of a zstd frame has (RFC 8878, section 3.1.1)."""
 
 
+def test_what_another_check_is_writing_stays(tmp_path: Path) -> None:
+    """Two checks that read contents may run at once; what one left that died is deleted."""
+    with layerfs.open(tmp_path / "store", driver="copy") as store:
+        with layerfs.open(tmp_path / "store") as other:
+            token = other.snapshotter.owner
+            new = store.path / "seals" / f".{token}.0123456789abcdef"
+            new.parent.mkdir()
+            new.touch()
+            Book(store._parts).forget(set())
+            assert new.exists()
+        Book(store._parts).forget(set())
+        assert not new.exists()
+
+
 def test_an_inventory_with_a_damaged_header_is_none(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"file{number}").write_bytes(bytes([number]))
