@@ -15,7 +15,7 @@ from layerfs.commands.frame.units import size as shown
 from layerfs.commands.frame.verb import verb
 
 if TYPE_CHECKING:
-    from layerfs.clones import Clone
+    from layerfs.contract import Quota, Usage
 
 
 @verb(
@@ -38,23 +38,21 @@ def command(session: Session, name: str, *, size: int | None, inodes: int | None
         if lift or size or inodes:
             before = chosen(None, None) if lift else clone.quota
             clone.set_quota(chosen(size or before.size, inodes or before.inodes))
-        document = _document(clone)
-        session.show(document, _text(clone))
+        quota = clone.quota
+        used = clone.quota_usage() if quota else None
+    session.show(_document(clone.name, quota, used), _text(clone.name, quota, used))
 
 
-def _document(clone: Clone) -> dict[str, Json]:
-    document: dict[str, Json] = {"name": clone.name, **quota_document(clone.quota)}
-    if clone.quota:
-        used = clone.quota_usage()
+def _document(name: str, quota: Quota, used: Usage | None) -> dict[str, Json]:
+    document: dict[str, Json] = {"name": name, **quota_document(quota)}
+    if used is not None:
         document["used"] = {"size": used.size, "inodes": used.inodes}
     return document
 
 
-def _text(clone: Clone) -> str:
-    quota = clone.quota
-    if not quota:
-        return f"{clone.name} has no quota"
-    used = clone.quota_usage()
+def _text(name: str, quota: Quota, used: Usage | None) -> str:
+    if used is None:
+        return f"{name} has no quota"
     rows: list[tuple[str, str]] = []
     if quota.size is not None:
         rows.append(("size", f"{shown(used.size)} of {shown(quota.size)}"))
