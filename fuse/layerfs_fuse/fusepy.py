@@ -2,7 +2,7 @@
 
 fusepy (its module is called ``fuse``) and mfusepy, its maintained successor for libfuse 2 and 3, call methods that take
 *paths*; the union takes nodes. So each call walks from the root, which is why our own server is the default
-(docs/decisions.md has the figures). Names go through as Latin-1, so that any bytes come out as they went in.
+(docs/explanation/decisions.md has the figures). Names go through as Latin-1, so that any bytes come out as they went in.
 """
 
 from __future__ import annotations
