@@ -46,7 +46,7 @@ def default_path() -> Path:
         return Path(chosen)
     if os.geteuid() == 0 and userns.is_initial():
         return Path("/var/lib/layerfs")
-    return Path(privilege.environment().get("XDG_DATA_HOME") or Path.home() / ".local/share") / "layerfs"
+    return Path(privilege.environment().get("XDG_DATA_HOME") or privilege.home() / ".local/share") / "layerfs"
 
 
 def open_store(

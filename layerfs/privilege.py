@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for when privileges were raised."""
@@ -62,6 +63,18 @@ def in_initial_namespace() -> bool:
 def environment() -> Mapping[str, str]:
     """Return the variables that may say where things are: none of those of a user whose privileges were raised."""
     return {} if raised() else os.environ
+
+
+def home() -> Path:
+    """Return the user's directory: as the environment says, but where privileges were raised as getpwuid(3) does."""
+    if not raised():
+        return Path.home()
+    import pwd  # noqa: PLC0415  hardly anybody's privileges are
+
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        return Path("/")  # as login(1) has it
 
 
 def forget_environment() -> None:

@@ -60,7 +60,7 @@ def _files() -> Iterator[Path]:
     runtime = environment.get("XDG_RUNTIME_DIR")
     if runtime:
         yield Path(runtime, "containers/auth.json")
-    yield Path(environment.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    yield Path(environment.get("DOCKER_CONFIG") or privilege.home() / ".docker", "config.json")
 
 
 def _in_file(config: Fields, host: str) -> Credentials | None:

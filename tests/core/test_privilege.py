@@ -66,7 +66,7 @@ def _report(python: Path | str, planted: Path, *, user: int | None) -> dict[str,
         "PATH": f"{planted}/bin:/usr/bin:/bin",
         "LAYERFS_STORE": "/somewhere/else",
         "XDG_DATA_HOME": "/somewhere",
-        "HOME": "/nonexistent",
+        "HOME": "/somewhere/at/home",
         "LANG": "C.UTF-8",
     }
     done = subprocess.run(
