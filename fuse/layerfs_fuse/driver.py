@@ -24,6 +24,7 @@ from layerfs.contract import (
     CopyUnit,
     Damage,
     Driver,
+    Kind,
     LayerRoot,
     Mount,
     Snapshot,
@@ -52,7 +53,7 @@ from layerfs_fuse.index.reader import Index
 from layerfs_fuse.redirect.flatten import flatten_tree, has_redirects
 from layerfs_fuse.stack import open_index, open_layer
 from layerfs_fuse.union import ledger
-from layerfs_fuse.union.upper import settled
+from layerfs_fuse.union.upper import is_used, settled
 
 TYPE = "fuse.layerfs"
 """The type of its mounts, and the name of the program that performs them: ``mount.fuse.layerfs``."""
@@ -79,7 +80,9 @@ class FuseDriver:
         self._words = tuple(words)
 
     def create(self, snapshot: Snapshot) -> None:
-        """Make the directories (`layerfs.layerdirs`)."""
+        """Make the directories (`layerfs.layerdirs`), whose root takes over the attributes of the parent's."""
+        if snapshot.parent is not None and is_used(self._work(snapshot.parent)):
+            self._await_times(replace(snapshot, id=snapshot.parent, parents=snapshot.parents[1:], kind=Kind.ACTIVE))
         self._directories.create(snapshot, work=snapshot.writable)
         if snapshot.quota:
             try:
@@ -159,12 +162,9 @@ class FuseDriver:
         """Do nothing: the driver holds nothing open."""
 
     def layer_root(self, snapshot: Snapshot) -> LayerRoot:
-        """Return the directory of changes (`layerfs.contract.DirectAccess`).
-
-        An unmount is over before the process that served it has put the last times right: that is waited for.
-        """
-        if snapshot.writable and not mounting.users(self.mounts(snapshot)):
-            settled(self._work(snapshot.id))
+        """Return the directory of changes (`layerfs.contract.DirectAccess`)."""
+        if snapshot.writable:
+            self._await_times(snapshot)
         return self._directories.layer_root(snapshot)
 
     def is_flat(self, snapshot: Snapshot) -> bool:
@@ -218,6 +218,14 @@ class FuseDriver:
         with ExitStack() as stack:
             layers = [open_layer(self._directories.diff(one), stack) for one in _upwards(snapshot)]
             build(self._index(snapshot.id), layers, whiteouts=self._directories.whiteouts)
+
+    def _await_times(self, snapshot: Snapshot) -> None:
+        """Wait until the times of directories are right on disk, unless it is mounted.
+
+        An unmount is over before the process that served it has put the last ones right.
+        """
+        if not mounting.users(self.mounts(snapshot)):
+            settled(self._work(snapshot.id))
 
     def _finish_files(self, snapshot: Snapshot) -> None:
         """Make the files whole, and keep the union that still shows them from changing what is immutable from now on.

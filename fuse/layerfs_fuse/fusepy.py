@@ -1,8 +1,8 @@
 """The union by way of fusepy, for systems on which only libfuse speaks to the kernel.
 
 fusepy (its module is called ``fuse``) and mfusepy, its maintained successor for libfuse 2 and 3, call methods that take
-*paths*; the union takes nodes. So each call walks from the root, which is why our own server is the default
-(docs/explanation/decisions.md has the figures). Names go through as Latin-1, so that any bytes come out as they went in.
+*paths*; the union takes nodes. So each call walks from the root, which is why our own server is the default (figures:
+docs/explanation/decisions.md). Names go through as Latin-1, so that any bytes come out as they went in.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The loop between /dev/fuse and the operations: one thread that reads a request, has it done and writes the reply.
 
 One loop does everything, because the union has one owner and several readers of the device gain nothing (measured, see
-docs/explanation/decisions.md); only what waits for a disk and touches no more than a descriptor (fsync) is *deferred* to workers.
-Every request gets a reply whatever happens, so that no process waits for ever: an ``OSError`` is answered with its
-errno, any other exception is logged and answered with EIO.
+docs/explanation/decisions.md); only what waits for a disk and touches no more than a descriptor (fsync) is *deferred*
+to workers. Every request gets a reply whatever happens, so that no process waits for ever: an ``OSError`` is answered
+with its errno, any other exception is logged and answered with EIO.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from layerfs.testing import DriverContract
 from layerfs.testing.driver_rules import active, view
 from layerfs_backends import overlay2
 from layerfs_fuse.driver import open_driver
+from layerfs_fuse.union.upper import locked
 from tests.support.images import write_layout
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("fuse_device")]
@@ -166,3 +168,21 @@ def test_a_union_that_is_committed_while_mounted_changes_no_more(fresh_dir: Path
             (child / "new").touch()
     for number in (2, 1):
         driver.remove(SnapshotId(number))
+
+
+def test_a_child_waits_for_the_last_times_of_its_parent(fresh_dir: Path) -> None:
+    """An unmount is over before the process that served it has put the times of its root directory right."""
+    driver = open_driver(fresh_dir / "fuse", {})
+    driver.create(active(1))
+    parent = fresh_dir / "fuse/1"
+    serving = locked(parent / "work")
+
+    def end() -> None:
+        os.utime(parent / "diff", ns=(0, 1_000_000_001))
+        os.close(serving)
+
+    ending = threading.Timer(0.3, end)
+    ending.start()
+    driver.create(active(2, 1))
+    ending.join()
+    assert (fresh_dir / "fuse/2/diff").stat().st_mtime_ns == 1_000_000_001

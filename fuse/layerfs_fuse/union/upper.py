@@ -254,6 +254,21 @@ class Upper:
                 os.rmdir(fresh, dir_fd=self.work)
 
 
+def is_used(work: Path) -> bool:
+    """Tell whether a union uses a working directory; nobody uses one that is gone."""
+    try:
+        fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def settled(work: Path) -> None:
     """Wait until no union uses a working directory any more: one that was unmounted still puts its last things right.
 
