@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for when privileges were raised."""
@@ -67,6 +70,8 @@ def environment() -> Mapping[str, str]:
 
 def home() -> Path:
     """Return the user's directory: as the environment says, but where privileges were raised as getpwuid(3) does."""
+    from pathlib import Path  # noqa: PLC0415  `layerfs --help` needs none
+
     if not raised():
         return Path.home()
     import pwd  # noqa: PLC0415  hardly anybody's privileges are
