@@ -90,7 +90,7 @@ class Recovery:
 
     def undo_commit(self, row: Row) -> None:
         """Take back the intent to commit, unless the commit was written."""
-        with _or_later(), self._database.write(frees=True) as connection:
+        with _or_later(), self._giving_up(row), self._database.write(frees=True) as connection:
             if snapshots.get(connection, row.id).state is State.COMMITTING:
                 snapshots.set_ready(connection, row.id)
                 snapshots.set_parent(connection, row.id, row.parent)
@@ -98,9 +98,14 @@ class Recovery:
     @contextmanager
     def finishing(self, row: Row) -> Iterator[sqlite3.Connection]:
         """Write that a commit took place. Its bytes are frozen: if this fails, recovery has to do it, not undo it."""
+        with self._giving_up(row), self._database.write(frees=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _giving_up(self, row: Row) -> Iterator[None]:
+        """Leave a row to the next recovery, of this process too, if the block raises."""
         try:
-            with self._database.write(frees=True) as connection:
-                yield connection
+            yield
         except BaseException:
             self._given_up.add(row.id)
             raise

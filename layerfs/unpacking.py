@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs import locks
 from layerfs.contract import DirectAccess, LayerRoot, Mount, Snapshot, Whiteouts
-from layerfs.errors import Corrupt, FailedPrecondition, NotFound
+from layerfs.errors import Corrupt, FailedPrecondition, LayerfsError, NotFound
 from layerfs.events import Listener, Progress, ignore
 from layerfs.image.descriptor import Descriptor
 from layerfs.kernel import mounting, userns
@@ -180,7 +180,8 @@ class Unpacker:
             self._apply(layer, self._parts.layer_root(layer.key), mounts)
             snapshotter.commit(layer.chain, layer.key, labels=layer.labels)
         except BaseException:
-            snapshotter.remove(layer.key)
+            with suppress(LayerfsError):  # a commit that could not be taken back is the next recovery's
+                snapshotter.remove(layer.key)
             raise
         with self._parts.database.write(durable=False) as connection:
             self._seal(connection)

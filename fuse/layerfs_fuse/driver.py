@@ -13,7 +13,6 @@ privilege beyond /dev/fuse and fusermount3, and has no limit of layers; a lookup
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -43,7 +42,7 @@ from layerfs.errors import (
     Unsupported,
     os_error,
 )
-from layerfs.kernel import mounting
+from layerfs.kernel import mounting, temporary
 from layerfs.kernel.options import escape_path
 from layerfs.layerdirs import LayerDirectories, open_directories
 from layerfs_fuse.index.builder import build
@@ -206,7 +205,7 @@ class FuseDriver:
             try:
                 kept = stack.enter_context(open_index(place, layers))
                 check(kept)
-                fresh = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfs-index-"))) / "index"
+                fresh = stack.enter_context(temporary.room("layerfs-index-")) / "index"
                 build(fresh, layers, whiteouts=self._directories.whiteouts, sync=False)
                 wrong = difference(kept, stack.enter_context(Index.open(fresh)))
             except Corrupt as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from layerfs.contract import Whiteouts, WritePolicy
 from layerfs.errors import Corrupt, LayerfsError, NotFound, PermissionDenied, Unsupported, os_error
+from layerfs.kernel import temporary
 from layerfs.layerdirs import own_whiteouts
 from layerfs_fuse import daemon, fusepy
 from layerfs_fuse.daemon import Ready
@@ -95,7 +95,7 @@ def _layers(options: StackOptions, stack: ExitStack) -> Sequence[Path]:
     lowers = options.lowers
     if options.read_only and options.upper is not None:
         lowers = (*lowers, options.upper)
-    return lowers or (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfs-empty-"))),)
+    return lowers or (stack.enter_context(temporary.room("layerfs-empty-")),)
 
 
 def open_layer(path: Path, stack: ExitStack) -> int:
@@ -144,6 +144,6 @@ def open_index(place: Path, layers: Sequence[int], *, aufs: bool = False) -> Ind
 
 def _passing_index(layers: Sequence[int], whiteouts: Whiteouts, *, aufs: bool) -> Index:
     """Build an index that is gone with this process."""
-    with tempfile.TemporaryDirectory(prefix="layerfs-index-") as place:
-        build(Path(place) / "index", layers, whiteouts=whiteouts, aufs=aufs, sync=False)
-        return Index.open(Path(place) / "index")
+    with temporary.room("layerfs-index-") as place:
+        build(place / "index", layers, whiteouts=whiteouts, aufs=aufs, sync=False)
+        return Index.open(place / "index")

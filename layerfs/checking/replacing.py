@@ -36,7 +36,7 @@ def unpack_anew(parts: Parts, known: KnownLayer, listener: Listener = ignore) ->
         seal = Seal(applied.entries, applied.size, applied.diff_id)
         old = _take_its_place(parts, layer, usage, seal)
     except BaseException:
-        with suppress(NotFound):  # it has taken the place already
+        with suppress(LayerfsError):  # it has taken the place already, or the next one removes it
             snapshotter.remove(layer.key)
         raise
     with suppress(LayerfsError):  # an orphan of which others are clones (ZFS) goes with them

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from layerfs.errors import os_error
@@ -18,6 +20,18 @@ def directory(prefix: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=prefix))
     except OSError as error:
         raise os_error("make a temporary directory", error) from error
+
+
+@contextmanager
+def room(prefix: str) -> Iterator[Path]:
+    """Give one for the time of the block; what is in it goes with it. Errors as for `directory`."""
+    import shutil  # noqa: PLC0415  as above
+
+    place = directory(prefix)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def remove(place: Path) -> None:

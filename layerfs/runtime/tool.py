@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Final
 from layerfs import process
 from layerfs.errors import CommandFailed, NotFound, PermissionDenied, Unsupported
 from layerfs.image.config import ContainerConfig
+from layerfs.kernel import temporary
 from layerfs.kernel.children import shell_status
 from layerfs.kernel.relay import signals_left_to_child
 from layerfs.runtime.bundle import Bundle
@@ -53,8 +53,8 @@ class Runtime:
         Nothing of it is left afterwards. Raise `NotFound` where its command is missing, `PermissionDenied` where it
         cannot be executed, `CommandFailed` with the runtime's words where the container cannot be set up.
         """
-        with tempfile.TemporaryDirectory(prefix="layerfs-state-") as private:
-            log = Path(private, "log")
+        with temporary.room("layerfs-state-") as private:
+            log = private / "log"
             words = self._words(_state(private), log)
             try:
                 with signals_left_to_child() as relay_to:
@@ -70,15 +70,15 @@ class Runtime:
 
     def check(self) -> None:
         """Run nothing in a container of the host's programs; raise `Unsupported` that says why that fails here."""
-        with tempfile.TemporaryDirectory(prefix="layerfs-trial-") as place:
-            bundle = Bundle(Path(place), f"layerfs-trial-{os.getpid()}")
+        with temporary.room("layerfs-trial-") as place:
+            bundle = Bundle(place, f"layerfs-trial-{os.getpid()}")
             bundle.path.chmod(0o711)
             bundle.root.mkdir(mode=0o755)
             wanted = Container(command=("/bin/true",), binds=_host_programs(bundle.root))
             host = host_facts(None, Limits(), bundle.name)
             document = configuration(wanted, ContainerConfig(), Account(0, 0, (), "/"), host)
             bundle.config.write_text(json.dumps(document), encoding="utf-8")
-            words = [*self._words(Path(place, "state"), Path(place, "log")), "run", "--bundle", place, bundle.name]
+            words = [*self._words(Path(place, "state"), Path(place, "log")), "run", "--bundle", str(place), bundle.name]
             try:
                 process.run(words, package=self.program, timeout=_TRIAL_SECONDS)
             except CommandFailed as error:
@@ -170,7 +170,7 @@ def _host_programs(root: Path) -> tuple[Bind, ...]:
     return tuple(binds)
 
 
-def _state(private: str) -> Path:
+def _state(private: Path) -> Path:
     """Return where the runtime keeps its state: root's where the administrator looks for it."""
     return _STATE / "containers" if _is_root() else Path(private, "state")
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,15 @@ def test_an_error_while_cleaning_up_does_not_hide_the_one_before_it(tmp_path: Pa
         outcome = interception.run(act, Fault(at, errno.EIO))
         assert outcome.error is not None
         assert outcome.error.message == undisturbed.error.message, outcome.trace
+
+
+def test_a_commit_that_cannot_be_taken_back_does_not_hide_why_it_failed(tmp_path: Path, fresh_dir: Path) -> None:
+    """The disk is full from the moment on that a union's index is made, inside the commit of its layer."""
+    matrix = Matrix(operations.make(fresh_dir / "store", "fuse", tmp_path))
+    row = matrix.run(OPERATIONS[0], islice(every(errno.ENOSPC, lasting=True, first=80), 8))
+    assert row.failures == []
+    assert row.faults == 8
+    assert row.calls["ftruncate"]
 
 
 # -- the tool itself ---------------------------------------------------------------------------------------------------
