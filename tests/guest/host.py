@@ -66,11 +66,16 @@ class Job:
 
 
 def start(
-    words: Sequence[str | Path], *descriptors: int, output: BinaryIO | None = None, errors: BinaryIO | None = None
+    words: Sequence[str | Path],
+    *descriptors: int,
+    directory: Path | None = None,
+    output: BinaryIO | None = None,
+    errors: BinaryIO | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process of a machine: it ends when we are killed, and Ctrl-C is for us, who end it."""
+    """Start a process of a machine, in ``directory``: it ends when we are killed, and Ctrl-C is for us, who end it."""
     return subprocess.Popen(
         ("setpriv", "--pdeathsig", "KILL", *words),
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,

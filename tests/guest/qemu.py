@@ -16,6 +16,8 @@ from tests.guest.image import Image
 PORTS = "/dev/vport*p"
 """What comes before a port's number; the device's own differs."""
 
+_SOCKET = "files.socket"
+"""In the machine's directory, from which both ends start: the path of a socket has 107 bytes at most (unix(7))."""
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _QEMU = "qemu-system-x86_64"
 
@@ -31,7 +33,7 @@ def missing() -> str | None:
 def running(job: Job, files: Image) -> Iterator[subprocess.Popen[bytes]]:
     """Run the machine for the time of a block, at most."""
     with _serving(job):
-        process = host.start(_arguments(job, files), job.output)
+        process = host.start(_arguments(job, files), job.output, directory=job.directory)
         try:
             yield process
         finally:
@@ -43,14 +45,14 @@ def _serving(job: Job) -> Iterator[None]:
     """Share the host's files through a socket for the time of a block."""
     daemon = _virtiofsd()
     assert daemon is not None
-    socket = job.directory / "files.socket"
     options = ("source=/", "sandbox=chroot", "cache=always", "xattr")
-    words = [daemon, f"--socket-path={socket}", *(f"-o{option}" for option in options)]
+    words = [daemon, f"--socket-path={_SOCKET}", *(f"-o{option}" for option in options)]
     with (job.directory / "virtiofsd").open("wb") as log:  # it calls the end of the machine an error
-        process = host.start(("unshare", "--mount", *host.sharing(job, words)), errors=log)
+        shared = ("unshare", "--mount", *host.sharing(job, words))
+        process = host.start(shared, directory=job.directory, errors=log)
     try:
         for _ in range(200):
-            if socket.exists():
+            if (job.directory / _SOCKET).exists():
                 break
             time.sleep(0.05)
         yield
@@ -63,7 +65,7 @@ def _arguments(job: Job, files: Image) -> list[str]:
     devices = {
         "object": [f"memory-backend-memfd,id=memory,size={memory},share=on"],
         "chardev": [
-            f"socket,id=files,path={job.directory}/files.socket",
+            f"socket,id=files,path={_SOCKET}",
             # Not "stdio": with standard input at its end, QEMU closes that one.
             f"file,id=output,path=/dev/fd/{job.output}",
             f"file,id=out,path={job.archive}",
