@@ -35,7 +35,6 @@ SUBTYPE = "layerfs"
 
 _DEVICE = "/dev/fuse"
 _PACKAGE = "fuse3"
-_PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _FLAGS = {
     "ro": syscalls.MS_RDONLY,
     "nosuid": syscalls.MS_NOSUID,
@@ -75,11 +74,7 @@ class Attachment:
     flags: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse what would have to be escaped, and flags that are none."""
-        if not _PLAIN.fullmatch(self.source):
-            raise InvalidArgument(
-                f"the source {self.source!r} of a FUSE mount holds more than letters, digits and _./:@+-"
-            )
+        """Refuse flags that are none."""
         if unknown := sorted(self.flags - _FLAGS.keys()):
             raise InvalidArgument(
                 f"{unknown[0]!r} is no flag of a FUSE mount", hint=f"known: {', '.join(sorted(_FLAGS))}"
@@ -153,7 +148,7 @@ def _attach_directly(place: Path, attachment: Attachment) -> int:
         who = f"user_id={os.geteuid()},group_id={os.getegid()}"
         data = ",".join((f"fd={device},rootmode={root_mode:o},{who}", *attachment.words()))
         kind = f"fuse.{SUBTYPE}".encode()
-        syscalls.mount(attachment.source.encode(), os.fsencode(place), kind, attachment.mount_flags, data.encode())
+        syscalls.mount(os.fsencode(attachment.source), os.fsencode(place), kind, attachment.mount_flags, data.encode())
     except OSError as error:
         os.close(device)
         if error.errno == errno.ENOTCONN:
@@ -169,7 +164,8 @@ def _attach_directly(place: Path, attachment: Attachment) -> int:
 
 def _attach_by_helper(place: Path, attachment: Attachment) -> int:
     """Let the setuid program mount; it sends the device over the socket that ``_FUSE_COMMFD`` names."""
-    options = (*attachment.words(), f"fsname={attachment.source}", f"subtype={SUBTYPE}", *sorted(attachment.flags))
+    name = re.sub(r"[\\,]", r"\\\g<0>", attachment.source)  # as libfuse's util/fusermount.c reads it
+    options = (*attachment.words(), f"fsname={name}", f"subtype={SUBTYPE}", *sorted(attachment.flags))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:

@@ -25,10 +25,10 @@ def target(directory: Path) -> Path:
     return path
 
 
-def use(directory: Path) -> tuple[str, str, list[str]]:
+def use(directory: Path, source: str = "me") -> tuple[str, str, list[str]]:
     """Mount, look, unmount; return what mountinfo said."""
     place = target(directory)
-    with served(place, attachment=Attachment(source="me")):
+    with served(place, attachment=Attachment(source=source)):
         point = mountinfo.at(place)[-1]
         assert stat.S_ISREG((place / "file").stat().st_mode)
         with pytest.raises(FileNotFoundError):
@@ -43,9 +43,19 @@ def use_from_a_namespace(directory: Path) -> tuple[str, str, list[str]]:
     return use(directory)
 
 
-def test_a_source_that_would_need_escapes_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="holds more than"):
-        Attachment(source="a,b")
+ODD_NAMES = ["/a b,ro,c", "/back\\slash\\", "/new\nline:\"quoted'", "/not utf-8 \udcff"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("source", ODD_NAMES, ids=ascii)
+def test_a_source_may_have_any_name(fresh_dir: Path, source: str) -> None:
+    assert use(fresh_dir, source)[1] == source
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("source", ODD_NAMES, ids=ascii)
+def test_it_may_so_by_fusermount3(run_rootless: Rootless, rootless_dir: Path, source: str) -> None:
+    assert run_rootless(use, rootless_dir, source)[1] == source
 
 
 def test_unknown_flags_are_refused() -> None:

@@ -65,6 +65,21 @@ def seen(clone: layerfs.Clone) -> list[tuple[ChangeKind, bytes]]:
     return [(found.kind, found.path) for found in clone.changes() if found.path != b"."]
 
 
+def test_its_path_may_hold_anything(driver_name: str, driver_root: Path, tmp_path: Path) -> None:
+    place = driver_root / "a b,ro:c\\d\n\"e' \udcff" / "store"
+    place.parent.mkdir()
+    with layerfs.open(place, driver=driver_name) as store:
+        (image,) = store.import_image(write_layout(tmp_path / "image", [BASE, EDIT, SHRINK], name="test:1"))
+        clone = store.clone("test:1", "work")
+        with clone.mounted() as root:
+            change(root)
+        clone.snapshot("one")
+        assert seen(clone) == CHANGES
+        assert len(clone.commit("test:2").manifest.layers) == len(image.manifest.layers) + 1
+        assert store.check(deep=True) == ()
+        invariants.check_store(store)
+
+
 def test_layers_lie_over_each_other(store: layerfs.Store, image: layerfs.Image) -> None:
     with store.clone("test:1") as clone, clone.mounted() as root:
         assert (root / "etc/issue").read_text() == "layerfs test, second layer\n"

@@ -116,7 +116,7 @@ def _mounts(prefixes: tuple[str, ...]) -> Iterator[str]:
 def _loops(prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for path in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
         with contextlib.suppress(OSError):  # detached meanwhile
-            file = path.read_text().strip()
+            file = path.read_text("utf-8", "surrogateescape").strip()
             if file.startswith(prefixes):
                 yield f"/dev/{path.parts[3]}", file
 
