@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import gettempdir
 from typing import ParamSpec, TypeVar
@@ -86,21 +87,23 @@ def btrfs_mount() -> Iterator[Path]:
     """Give the root of a btrfs on a sparse file, mounted for the whole run."""
     if os.geteuid() != 0:
         pytest.skip("mounting a btrfs needs root")
-    try:
-        with drivers.btrfs() as path:
-            yield path
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no btrfs can be mounted here: {error}")
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(drivers.btrfs())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no btrfs can be mounted here: {error}")
+        yield path
 
 
 @pytest.fixture(scope="session")
 def zfs_mount() -> Iterator[Path]:
     """Give the root of a file system on a ZFS pool of its own, mounted for the whole run."""
-    try:
-        with drivers.zfs() as path:
-            yield path
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no pool can be made here: {error}")
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(drivers.zfs())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no pool can be made here: {error}")
+        yield path
 
 
 @pytest.fixture(params=drivers.names())

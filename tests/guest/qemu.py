@@ -16,8 +16,6 @@ from tests.guest.image import Image
 PORTS = "/dev/vport*p"
 """What comes before a port's number; the device's own differs."""
 
-_SOCKET = "files.socket"
-"""In the machine's directory, from which both ends start: the path of a socket has 107 bytes at most (unix(7))."""
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _QEMU = "qemu-system-x86_64"
 
@@ -46,13 +44,13 @@ def _serving(job: Job) -> Iterator[None]:
     daemon = _virtiofsd()
     assert daemon is not None
     options = ("source=/", "sandbox=chroot", "cache=always", "xattr")
-    words = [daemon, f"--socket-path={_SOCKET}", *(f"-o{option}" for option in options)]
+    words = [daemon, f"--socket-path={_socket(job)}", *(f"-o{option}" for option in options)]
     with (job.directory / "virtiofsd").open("wb") as log:  # it calls the end of the machine an error
         shared = ("unshare", "--mount", *host.sharing(job, words))
         process = host.start(shared, directory=job.directory, errors=log)
     try:
         for _ in range(200):
-            if (job.directory / _SOCKET).exists():
+            if (job.directory / _socket(job)).exists():
                 break
             time.sleep(0.05)
         yield
@@ -60,12 +58,20 @@ def _serving(job: Job) -> Iterator[None]:
         host.end(process)
 
 
+def _socket(job: Job) -> str:
+    """Return the socket's name in the machine's directory, in which both ends start: paths have 107 bytes (unix(7)).
+
+    It is this machine's alone, for virtiofsd keeps a lock of that name in a place of its own.
+    """
+    return f"{job.directory.name}.socket"
+
+
 def _arguments(job: Job, files: Image) -> list[str]:
     memory = f"{job.memory}M"
     devices = {
         "object": [f"memory-backend-memfd,id=memory,size={memory},share=on"],
         "chardev": [
-            f"socket,id=files,path={_SOCKET}",
+            f"socket,id=files,path={_socket(job)}",
             # Not "stdio": with standard input at its end, QEMU closes that one.
             f"file,id=output,path=/dev/fd/{job.output}",
             f"file,id=out,path={job.archive}",

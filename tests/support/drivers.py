@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import tempfile
@@ -87,8 +88,27 @@ def file_system(kind: str, *, features: Sequence[str] = (), options: str = "") -
         try:
             yield target
         finally:
-            _run("umount", target)
+            _unmount(target)
             _await_release(path)
+
+
+def _unmount(target: Path) -> None:
+    """Unmount, once nobody holds files there any more: a process that is ending, or a store that nobody closed."""
+    for _ in range(100):
+        gc.collect()
+        if subprocess.run(["umount", target], check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{target} is in use: {'; '.join(_holders(target)) or 'by whom does not show'}")
+
+
+def _holders(target: Path) -> Iterator[str]:
+    """Yield the files below a directory that processes have open, and what is mounted there."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(place := link.readlink()).startswith(f"{target}/") or place == target:
+                yield f"process {link.parts[2]} has {place}"
+    yield from leftovers.find([target]).lines()
 
 
 def _await_release(path: Path) -> None:
